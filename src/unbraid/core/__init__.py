@@ -1,0 +1,1 @@
+"""The house: calls, seams, heads, systems, results, training."""

@@ -1,0 +1,1 @@
+"""Worlds: data whose true factors are known."""

@@ -1,0 +1,1 @@
+"""One folder per published system, found by discovery."""
