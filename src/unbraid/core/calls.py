@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from unbraid.core.errors import UnbraidError
 from unbraid.core.heads import HeadSet
+
+if TYPE_CHECKING:
+    from unbraid.core.attach import Session
 
 Kind = Literal["self", "cross", "joint"]
 
@@ -109,6 +112,26 @@ class AttentionCall:
         groups = x.shape[1]
         return x if groups == self.heads else x.repeat_interleave(self.heads // groups, dim=1)
 
+    def at_rows(self, rows: Tensor) -> AttentionCall:
+        """The same call for some query rows [r] only; causality becomes a mask of [1, 1, r, K]."""
+        mask = self.mask
+        if mask is not None and mask.dim() >= 2 and mask.shape[-2] > 1:
+            mask = mask.index_select(-2, rows)
+        if self.causal:
+            seen = torch.arange(self.keys, device=self.device)[None, None, None, :] <= rows[None, None, :, None]
+            if mask is None:
+                mask = seen
+            elif mask.dtype == torch.bool:
+                mask = mask & seen
+            else:
+                mask = mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
+        return self.replace(
+            query=None if self.query is None else self.query.index_select(2, rows),
+            logits=None if self.logits is None else self.logits.index_select(2, rows),
+            mask=mask,
+            causal=False,
+        )
+
     def select(self, heads: list[int]) -> AttentionCall:
         """The same call for some query heads only (key and value heads repeated as needed)."""
         pick = torch.as_tensor(heads, device=self.device)
@@ -143,7 +166,7 @@ class Ask:
         entropy: row entropies in nats, [B, H, Q].
         top: number of largest probabilities per row; the answer is values and key indices, [B, H, Q, top] each.
         lse: row log-sum-exp of the logits, [B, H, Q] (sink logits excluded).
-        queries: indices of the query rows that row statistics are wanted for; None means all.
+        rows: query indices [r]; the answer is P of these rows only, [B, H, r, K], at O(r K) cost.
         grad: gradients are wanted, so the answer stays attached to the graph.
     """
 
@@ -153,6 +176,7 @@ class Ask:
     entropy: bool = False
     top: int = 0
     lse: bool = False
+    rows: Tensor | None = None
     grad: bool = False
 
 
@@ -166,6 +190,7 @@ class Answer:
     entropy: Tensor | None = None
     top: tuple[Tensor, Tensor] | None = None
     lse: Tensor | None = None
+    rows: Tensor | None = None
 
 
 class Tap:
@@ -175,7 +200,8 @@ class Tap:
     `ask(c)` returns what it wants to know of the probabilities, answered through `take(c, answer)`, or None;
     `rows(c, p, start)` sees probabilities [B, H, r, K] of the query rows start..start+r-1; a tap with `edits_rows`
     may return changed ones, from which the output is then made;
-    `out(c, y)` returns a changed output [B, H, Q, V] or None.
+    `out(c, y)` returns a changed output [B, H, Q, V] or None;
+    `out_as_rows(c, p, start)` is the same edit said in probabilities, for the softmax seam where no output is seen.
 
     Attributes:
         heads: the heads this tap is about, or None for all; checked against the model when attached.
@@ -191,6 +217,13 @@ class Tap:
     take: Callable[[AttentionCall, Answer], None] | None = None
     rows: Callable[[AttentionCall, Tensor, int], Tensor | None] | None = None
     out: Callable[[AttentionCall, Tensor], Tensor | None] | None = None
+    out_as_rows: Callable[[AttentionCall, Tensor, int], Tensor | None] | None = None
+
+    def opened(self, session: Session) -> None:
+        """Called when a session with this tap opens."""
+
+    def closed(self, session: Session) -> None:
+        """Called when it closes, also after an exception."""
 
     def wants(self, c: AttentionCall) -> bool:
         """Whether this tap has business at the site of this call."""

@@ -1,0 +1,1 @@
+"""Where attention can be met: transformers' registry, torch's fused function, and plain softmax."""
