@@ -92,7 +92,11 @@ class Session:
             raise UnbraidError("This attach is open already; make a new one with attach(model, ...) to nest.")
         self._open, self.thread = True, threading.get_ident()
         self._fast = None
-        if "torch" in self.seams and self.taps and any(isinstance(m, nn.MultiheadAttention) for m in self.model.modules()):
+        if (
+            "torch" in self.seams
+            and self.taps
+            and any(isinstance(m, nn.MultiheadAttention) for m in self.model.modules())
+        ):
             self._fast = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
         if "transformers" in self.seams:
@@ -202,7 +206,7 @@ class Asking(Tap):
     def __init__(self, tap: Tap) -> None:
         self.heads, self.call, self.ask = tap.heads, tap.call, tap.ask
 
-    def take(self, c: AttentionCall, answer: object) -> None:  # type: ignore[override]
+    def take(self, c: AttentionCall, answer: object) -> None:
         """Never called in a dry run."""
 
 
@@ -318,7 +322,9 @@ def check_heads(taps: Sequence[Tap], names: Iterable[str]) -> None:
             if site not in known:
                 close = difflib.get_close_matches(site, known, 1, 0.3)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise AttachError(f"{type(tap).__name__} names heads of {site!r}, which this model does not have.{hint}")
+                raise AttachError(
+                    f"{type(tap).__name__} names heads of {site!r}, which this model does not have.{hint}"
+                )
 
 
 def find_kind(call: AttentionCall) -> Kind:
@@ -336,10 +342,10 @@ def why_nothing(model: nn.Module, seams: Sequence[str]) -> str:
     """One sentence on why no attention was met, and what to do."""
     name = type(model).__name__
     if not any("att" in n.lower() or "att" in type(m).__name__.lower() for n, m in model.named_modules()):
-        return f"attach met no attention: {name} has no module with attention in its name, or it was never run inside the block."
+        return f"attach met no attention: {name} has no module with attention in its name, or was not run in the block."
     hint = 'pass seams="softmax" if it computes softmax itself' if "softmax" not in seams else "see docs/gotchas"
     return (
-        f"attach met no attention in {name}: it was not run inside the block, or its attention reaches none of the seams "
-        f'({", ".join(seams) or "none found"}); for transformers call model.set_attn_implementation("sdpa"), for diffusers '
-        f"model.set_default_attn_processor(), otherwise {hint}."
+        f"attach met no attention in {name}: it was not run inside the block, or its attention reaches none of the "
+        f'seams ({", ".join(seams) or "none found"}); for transformers call model.set_attn_implementation("sdpa"), '
+        f"for diffusers model.set_default_attn_processor(), otherwise {hint}."
     )

@@ -1,4 +1,4 @@
-"""One attention as it happens (`AttentionCall`), what a tap may ask of it (`Ask`, `Answer`), and the tap itself (`Tap`)."""
+"""One attention as it happens (`AttentionCall`), what a tap may ask of it (`Ask`, `Answer`), and the tap (`Tap`)."""
 
 from __future__ import annotations
 
@@ -78,19 +78,23 @@ class AttentionCall:
         return replace(self, **changes)
 
     @property
+    def _shaped(self) -> Any:
+        return self.logits if self.query is None else self.query
+
+    @property
     def heads(self) -> int:
         """Number of query heads H."""
-        return int((self.logits if self.query is None else self.query).shape[1])
+        return int(self._shaped.shape[1])
 
     @property
     def batch(self) -> int:
         """Batch size B."""
-        return int((self.logits if self.query is None else self.query).shape[0])
+        return int(self._shaped.shape[0])
 
     @property
     def queries(self) -> int:
         """Number of queries Q."""
-        return int((self.logits if self.query is None else self.query).shape[2])
+        return int(self._shaped.shape[2])
 
     @property
     def keys(self) -> int:
@@ -100,7 +104,7 @@ class AttentionCall:
     @property
     def device(self) -> torch.device:
         """Where the call happens."""
-        return (self.logits if self.query is None else self.query).device
+        return self._shaped.device
 
     @property
     def offset(self) -> int:

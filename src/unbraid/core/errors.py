@@ -1,4 +1,4 @@
-"""The one family of errors that Unbraid raises on purpose: each says what was given, what is accepted and what to do."""
+"""The errors that Unbraid raises on purpose: each says what was given, what is accepted and what to do."""
 
 
 class UnbraidError(ValueError):

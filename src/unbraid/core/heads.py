@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,9 @@ class HeadSet:
         unique: dict[Head, None] = {}
         for item in heads:
             if not (isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], str)):
-                raise UnbraidError(f"A head is a pair (site, number) such as ('model.layers.3.self_attn', 5), not {item!r}.")
+                raise UnbraidError(
+                    f"A head is a pair (site, number) such as ('model.layers.3.self_attn', 5), not {item!r}."
+                )
             number = int(item[1])
             if number < 0:
                 raise UnbraidError(f"Heads are numbered from 0; {item!r} is negative.")
@@ -274,10 +275,9 @@ def _plain(table: Mapping[str, np.ndarray]) -> dict[str, list[float | None]]:
 def _write(path: str | Path, text: str) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
-    os.replace(name, path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)
     return path
 
 

@@ -210,7 +210,9 @@ def with_graph(c: AttentionCall, ask: Ask, log: Log) -> Answer:
 
 def spot_check(c: AttentionCall, ask: Ask, moments: list[Tensor], answer: Answer, rows: int, log: Log) -> None:
     """Recomputes a few random rows densely in float64 and keeps the largest error."""
-    pick = torch.randperm(c.queries, generator=torch.Generator().manual_seed(log.calls))[:rows].to(c.device).sort().values
+    pick = (
+        torch.randperm(c.queries, generator=torch.Generator().manual_seed(log.calls))[:rows].to(c.device).sort().values
+    )
     p = dense(c.at_rows(pick), torch.float64)
     errors = [0.0]
     if answer.entropy is not None:

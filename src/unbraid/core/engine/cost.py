@@ -44,7 +44,7 @@ _known: dict[str, Rates] = {}
 
 
 def rates(device: torch.device) -> Rates:
-    """The rates of a device: from memory, from the cache folder, or measured now; defaults when it cannot be measured."""
+    """The rates of a device: from memory, from the cache folder, or measured now (else the defaults)."""
     key = f"{device.type}:{_name(device)}:{torch.__version__}:{torch.get_num_threads()}"
     if key not in _known:
         path = _cache_path()
@@ -93,8 +93,7 @@ def measure(device: torch.device, repeat: int = 3) -> Rates:
         return Rates()
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         n, r = (1024, 64) if device.type == "cpu" else (4096, 1024)
-        kw = {"device": device}
-        q, k, v = (torch.randn(1, 4, n, 64, **kw) for _ in range(3))
+        q, k, v = (torch.randn(1, 4, n, 64, device=device) for _ in range(3))
         seen = 4 * n * n / 2 / 1e9  # in units that turn seconds into nanoseconds per logit
         fused = _time(lambda: SDPA(q, k, v, is_causal=True), device, repeat) / seen
         with torch.enable_grad():
@@ -105,9 +104,9 @@ def measure(device: torch.device, repeat: int = 3) -> Rates:
 
             fused_back = _time(back, device, repeat) / seen
         width = 4 * n
-        a, b = torch.randn(4, r, 64, **kw), torch.randn(4, 64, width, **kw)
-        s, p = torch.empty(4, r, width, **kw), torch.empty(4, r, width, **kw)
-        e, w = torch.randn(width, 64, **kw), torch.randn(4, 1, r, **kw)
+        a, b = torch.randn(4, r, 64, device=device), torch.randn(4, 64, width, device=device)
+        s, p = torch.empty(4, r, width, device=device), torch.empty(4, r, width, device=device)
+        e, w = torch.randn(width, 64, device=device), torch.randn(4, 1, r, device=device)
         logits = s.numel() / 1e9
 
         def base() -> None:

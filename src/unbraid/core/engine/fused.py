@@ -1,4 +1,4 @@
-"""Statistics from fused attention calls: same answers as row blocks, cheaper where the kernel is fast (GPUs), linear memory.
+"""Statistics from fused attention calls: the answers of row blocks, cheaper where the kernel is fast, linear memory.
 
 Recipes (P = softmax of the masked logits, LSE its row log-sum-exp):
 P @ E is attention with values E; P^T @ W is the gradient of attention with respect to its values for the output
@@ -135,7 +135,7 @@ def _clone(x: Tensor | None) -> Tensor | None:
 
 
 def lse(c: AttentionCall) -> Tensor:
-    """Row log-sum-exp of the masked logits [B, H, Q] in float32, sink logits excluded; -inf on rows that see nothing."""
+    """Row log-sum-exp of the masked logits [B, H, Q], float32, sink logits excluded; -inf on rows that see nothing."""
     if c.device.type == "cpu" and c.key.shape[-1] == c.query.shape[-1]:
         query, key = biased(c, c.query.float(), c.key.float())
         batch = max(query.shape[0], key.shape[0])
@@ -162,7 +162,9 @@ def entropy(c: AttentionCall, log_z: Tensor) -> Tensor:
         query, key = biased(c, query, key)
     mean = (query * attend(plain, key)).sum(-1) * c.scale
     if c.mask is not None and c.mask.dtype != torch.bool:
-        raise ValueError("Entropy from fused calls needs logits without an additive mask; the planner takes row blocks.")
+        raise ValueError(
+            "Entropy from fused calls needs logits without an additive mask; the planner takes row blocks."
+        )
     out = torch.where(log_z.isfinite(), log_z - mean, 0.0)
     if c.sinks is None:
         return out

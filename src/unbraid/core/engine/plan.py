@@ -143,8 +143,8 @@ def plan(
     _totals(out, shape, wanted, rates, elements, fused, rows, scale)
     if memory is not None and out.bytes > memory:
         raise UnbraidError(
-            f"The statistics asked for at one site need {out.bytes / 2**20:,.0f} MiB, more than the {memory / 2**20:,.0f} "
-            "MiB allowed; ask for fewer moments or rows, or raise memory=."
+            f"The statistics asked for at one site need {out.bytes / 2**20:,.0f} MiB, more than the "
+            f"{memory / 2**20:,.0f} MiB allowed; ask for fewer moments or rows, or raise memory=."
         )
     return out
 
@@ -203,8 +203,10 @@ def _totals(
         out.bytes += 2 * 4 * max(alive, shape.heads // shape.groups * pad(shape.keys)) + 4 * per_row * shape.width
         if shape.converts:
             out.bytes += operand * shape.groups
-    needs_lse = out.recipe.get("entropy") == "fused" or out.recipe.get("entries") == "fused" or (
-        out.recipe.get("lse") == "fused"
+    needs_lse = (
+        out.recipe.get("entropy") == "fused"
+        or out.recipe.get("entries") == "fused"
+        or (out.recipe.get("lse") == "fused")
     )
     widths = -(-wanted.moments // max(1, shape.width))
     calls = {"moments": widths, "weights": -(-wanted.weights // max(1, shape.width)), "entropy": 1}

@@ -170,17 +170,21 @@ class Sweep:
 
     def __init__(self, c: AttentionCall, ask: Ask, columns: Columns | None, groups: int) -> None:
         self.c, self.ask, self.columns, self.groups = c, ask, columns, groups
-        lead, kw = (c.batch, groups, c.heads // groups), {"device": c.device, "dtype": torch.float32}
-        self.entropy = torch.zeros(*lead, c.queries, **kw) if ask.entropy else None
-        self.lse = torch.zeros(*lead, c.queries, **kw) if ask.lse else None
-        self.moments = torch.zeros(*lead, c.queries, columns.total, **kw) if columns else None
+        lead = (c.batch, groups, c.heads // groups)
+
+        def zeros(*size: int) -> Tensor:
+            return torch.zeros(*lead, *size, device=c.device)
+
+        self.entropy = zeros(c.queries) if ask.entropy else None
+        self.lse = zeros(c.queries) if ask.lse else None
+        self.moments = zeros(c.queries, columns.total) if columns else None
         self.weights = None
         if ask.weights is not None:
-            self.weights = torch.zeros(*lead, ask.weights.shape[-1], pad(c.keys), **kw)
+            self.weights = zeros(ask.weights.shape[-1], pad(c.keys))
         self.values = self.indices = None
         if ask.top:
             k = min(ask.top, c.keys)
-            self.values = torch.zeros(*lead, c.queries, k, **kw)
+            self.values = zeros(c.queries, k)
             self.indices = torch.full((*lead, c.queries, k), -1, device=c.device, dtype=torch.int64)
         self.maybe_blind = c.mask is not None or c.key_bias is not None or c.logits is not None
 
@@ -272,7 +276,9 @@ class Sweep:
         )
 
 
-def sweep(c: AttentionCall, ask: Ask, moments: list[Tensor], elements: int, output: bool = False) -> tuple[Answer, Tensor | None, int]:
+def sweep(
+    c: AttentionCall, ask: Ask, moments: list[Tensor], elements: int, output: bool = False
+) -> tuple[Answer, Tensor | None, int]:
     """Answers everything in one sweep, without gradients.
 
     Args:

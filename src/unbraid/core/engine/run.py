@@ -92,7 +92,9 @@ def _as_rows(tap: Tap, c: AttentionCall) -> Callable[[AttentionCall, Tensor, int
 def kernel_output(final: AttentionCall, c: AttentionCall, edited: bool, log: Log) -> Tensor:
     """The output by the model's own kernel, or by ours where an edit added what that kernel does not know."""
     if c.kernel is None:
-        raise UnbraidError(f"{c.site!r}: this seam sees probabilities only, so it needs a tap that reads or edits rows.")
+        raise UnbraidError(
+            f"{c.site!r}: this seam sees probabilities only, so it needs a tap that reads or edits rows."
+        )
     if not edited or final.key_bias is None or final.logits is not None:
         return c.kernel(final)
     if final.softcap is not None or final.sinks is not None:

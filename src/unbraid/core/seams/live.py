@@ -94,9 +94,7 @@ def call_arguments(module: nn.Module, frame: FrameType | None = None) -> dict[st
     """Arguments of the running call of a module by name; {} where its frame cannot be found."""
     if frame is None:
         frame = sys._getframe(1)
-        while frame is not None and not (
-            frame.f_code.co_name in CALL_FRAMES and frame.f_locals.get("self") is module
-        ):
+        while frame is not None and not (frame.f_code.co_name in CALL_FRAMES and frame.f_locals.get("self") is module):
             frame = frame.f_back
     if frame is None:
         return {}

@@ -168,7 +168,7 @@ def multi_head_attention_forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Ten
     if not wanted:
         return out, None
     if call is None:  # another session's sites only: this module was not tapped
-        return MHA_FORWARD(*args, **kwargs, average_attn_weights=average)
+        return MHA_FORWARD(*args, **{**kwargs, "average_attn_weights": average})
     weights = dense(call).to(out.dtype)
     weights = weights.mean(1) if average else weights
     return out, weights.squeeze(0) if args[0].dim() == 2 else weights

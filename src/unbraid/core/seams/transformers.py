@@ -19,10 +19,13 @@ from unbraid.core.seams import live
 SUPPORTED = ("sdpa", "eager")
 # Arguments that models pass along and that change no number of attention (or that this seam reads itself).
 HARMLESS = frozenset(
-    "output_attentions output_hidden_states output_router_logits use_cache return_dict position_ids cache_position "
-    "num_items_in_batch sliding_window position_embeddings deterministic target_dtype implementation layer_idx "
-    "logits_to_keep past_key_values max_length_q max_length_k".split()
-)
+    (
+        "output_attentions", "output_hidden_states", "output_router_logits", "use_cache", "return_dict", "position_ids",
+        "cache_position", "num_items_in_batch", "sliding_window", "position_embeddings", "deterministic",
+        "target_dtype", "implementation", "layer_idx", "logits_to_keep", "past_key_values", "max_length_q",
+        "max_length_k",
+    )
+)  # fmt: skip
 REFUSED = {
     "cu_seq_lens_q": "packed sequences of a flash kernel",
     "cu_seq_lens_k": "packed sequences of a flash kernel",
