@@ -7,12 +7,12 @@ import platform
 import shutil
 from importlib import metadata
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from unbraid.core import registry
+from unbraid.zoo.cache import cache_dir
 
 EXAMPLES = "Examples:  unbraid doctor  ·  unbraid doctor --json"
 _PACKAGES = (
@@ -104,7 +104,7 @@ def _trap() -> list[str]:
 
 
 def _space(facts: dict[str, Any]) -> list[str]:
-    cache = _cache()
+    cache = cache_dir()
     place = next(parent for parent in (cache, *cache.parents) if parent.exists())
     free = shutil.disk_usage(place).free / 1e9
     facts |= {"cache": str(cache), "free disk": f"{free:.1f} GB"}
@@ -114,14 +114,8 @@ def _space(facts: dict[str, Any]) -> list[str]:
             f"only {free:.1f} GB are free at {place}; the reference models need up to {_LOW_DISK_GB:.0f} GB."
         )
     if not os.access(place, os.W_OK):
-        problems.append(f"{place} cannot be written to; set HF_HOME or UNBRAID_CACHE to a folder that can.")
+        problems.append(f"{place} cannot be written to; set UNBRAID_CACHE to a folder that can.")
     return problems
-
-
-def _cache() -> Path:
-    from unbraid import zoo
-
-    return Path(zoo.cache_folder())
 
 
 def _extras(facts: dict[str, Any]) -> list[str]:

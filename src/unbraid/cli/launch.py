@@ -46,31 +46,13 @@ def start(processes: int, words: list[str], folder: Path, *, cpu: bool = False) 
 
     cpu = cpu or not torch.cuda.is_available()
     threads = max(1, (os.cpu_count() or 1) // processes)
-    line = [sys.executable, "-m", "unbraid.cli.launch", "--num_machines", "1", "--mixed_precision", "no"]
+    line = [sys.executable, "-m", "unbraid.cli.launcher", "--num_machines", "1", "--mixed_precision", "no"]
     line += ["--num_processes", str(processes), "--dynamo_backend", "no", "--main_process_port", "0"]
     line += ["--num_cpu_threads_per_process", str(threads)]
-    line += ["--cpu"] if cpu else ["--multi_gpu"]
-    line += ["--module", "unbraid.cli", *words]
-    # the launcher's log of a failed process would bury the one sentence that the process itself has printed
-    environment = {"LOGLEVEL": "CRITICAL"} | os.environ | {_FOLDER_VARIABLE: str(folder)}
+    # the flag means "several processes on this machine"; its --cpu starts a single one
+    line += ["--multi_gpu", "--module", "unbraid.cli", *words]
+    environment = os.environ | {_FOLDER_VARIABLE: str(folder)}
+    environment |= {"ACCELERATE_USE_CPU": "true"} if cpu else {}
     code = subprocess.run(line, env=environment, check=False).returncode
     if code:
         raise typer.Exit({-2: 130, 130: 130, 2: 2}.get(code, 1))
-
-
-def _launch(line: list[str]) -> int:
-    """Hand the line to accelerate; returns the exit code of the process that failed first, or 0."""
-    from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    try:
-        launch_command(launch_command_parser().parse_args(line))
-    except ChildFailedError as error:
-        return int(error.get_first_failure()[1].exitcode)
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_launch(sys.argv[1:]))

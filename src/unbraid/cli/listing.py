@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -81,21 +81,21 @@ def _facts(card: Card, missing: list[str]) -> list[str]:
 
 def models_command(as_json: AsJson = False) -> None:
     """List the reference models: size, source, licence, and whether they are in the cache."""
-    from unbraid import zoo
     from unbraid.cli.console import out, print_json, table
+    from unbraid.zoo import models
 
-    found: list[dict[str, Any]] = [dict(row) for row in zoo.models()]
+    cards = models()
     if as_json:
-        print_json(found)
+        print_json([asdict(card) | {"path": None if card.path is None else str(card.path)} for card in cards])
         return
-    columns = list(dict.fromkeys(name for row in found for name in row))
-    shown = table("", *columns)
-    for row in found:
-        shown.add_row(*(_cell(row.get(name)) for name in columns))
-    out().print(shown)
+    shown = table("", "name", "kind", "download", "on disk", "cached", "licence", "source", "original")
+    for card in cards:
+        sizes = (_megabytes(card.size), _megabytes(card.disk))
+        shown.add_row(card.name, card.kind, *sizes, "yes" if card.cached else "no", card.licence, card.source, card.hub)
+    console = out()
+    console.print(shown)
+    console.print("\nAny hub id or local folder works in place of these names.")
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "" if value is None else str(value)
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"

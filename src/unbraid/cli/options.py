@@ -18,7 +18,7 @@ import typer
 from unbraid.cli.docstrings import arguments
 from unbraid.core.errors import UnbraidError
 
-_NAMES = {int: "INTEGER", float: "FLOAT", str: "TEXT", Path: "PATH", bool: "BOOLEAN"}
+_NAMES = {int: "int", float: "float", str: "text", Path: "path", bool: "true|false"}
 _LISTS = (list, tuple, set, frozenset, Sequence, Iterable)
 PANEL = "Options of this study"
 
@@ -79,19 +79,17 @@ class _Form:
 
 def _option(name: str, parameter: inspect.Parameter, form: _Form, help_: str) -> Option:
     flag = "--" + name.replace("_", "-")
-    native = form.metavar is None
     required = parameter.default is parameter.empty
-    default = parameter.default if native else None
-    shown: Any = True if native else _as_text(parameter.default)
+    # a list is offered as its text, so that help can show it; given back untouched, it is the function's own default
+    default = None if required else parameter.default if form.metavar is None else _as_text(parameter.default, form)
     annotation = form.annotation
     if not required and default is None:
         annotation = Union[annotation, None]  # noqa: UP007 - the member is a value here, `|` fails for some
-    is_flag = form.annotation is bool
     info = typer.Option(
-        f"{flag}/--no-{flag[2:]}" if is_flag else flag,
+        f"{flag}/--no-{flag[2:]}" if form.annotation is bool else flag,
         help=help_,
         metavar=form.metavar,
-        show_default=False if required or parameter.default is None else shown,
+        show_default=default is not None,
         rich_help_panel=PANEL,
     )
     made = inspect.Parameter(
@@ -100,23 +98,24 @@ def _option(name: str, parameter: inspect.Parameter, form: _Form, help_: str) ->
         default=inspect.Parameter.empty if required else default,
         annotation=Annotated[annotation, info],
     )
-    return Option(name, made, _naming(flag, form.convert))
 
-
-def _naming(flag: str, convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def named(value: Any) -> Any:
+    def convert(value: Any) -> Any:
+        if not required and value == default:
+            return parameter.default
         try:
-            return convert(value)
+            return form.convert(value)
         except ValueError as error:
             raise UnbraidError(f"{flag}: {error}") from None
 
-    return named
+    return Option(name, made, convert)
 
 
-def _as_text(default: Any) -> Any:
-    if default in ((), [], None) or default is inspect.Parameter.empty:
-        return False
-    return ",".join(map(str, default)) if isinstance(default, list | tuple | set | frozenset) else str(default)
+def _as_text(default: Any, form: _Form) -> Any:
+    if default is None:
+        return None
+    if form.annotation != list[str]:
+        return str(default)
+    return [",".join(map(str, default))] if isinstance(default, list | tuple | set | frozenset) else [str(default)]
 
 
 def _form(annotation: Any) -> _Form | None:
@@ -130,7 +129,7 @@ def _form(annotation: Any) -> _Form | None:
         return lists[0] if lists else None
     if len(usable) == 1:
         return _single(usable[0])
-    return _Form(str, lambda text: _first_fit(text, usable), "|".join(map(_describe, usable)))
+    return _Form(str, lambda text: _first_fit(text, usable), f"<{'|'.join(map(_describe, usable))}>")
 
 
 def _members(annotation: Any) -> list[Any]:
@@ -146,7 +145,7 @@ def _single(kind: Any) -> _Form | None:
     if kind in _NAMES or (_is_choice(kind) and all(isinstance(value, str) for value in get_args(kind))):
         return _Form(kind, lambda value: value)
     if _is_choice(kind):
-        return _Form(str, lambda text: _first_fit(text, [kind]), _describe(kind))
+        return _Form(str, lambda text: _first_fit(text, [kind]), f"<{_describe(kind)}>")
     origin = get_origin(kind) or kind
     if origin not in _LISTS:
         return None
@@ -163,7 +162,7 @@ def _single(kind: Any) -> _Form | None:
             raise ValueError(f"{len(items)} values were given; it takes {length}.")
         return container(items)
 
-    return _Form(list[str], convert, "|".join(map(_describe, unique)) + ",…")
+    return _Form(list[str], convert, f"<{'|'.join(map(_describe, unique))},…>")
 
 
 def _is_choice(kind: Any) -> bool:

@@ -48,6 +48,8 @@ app = typer.Typer(
     cls=StudyGroup,
     help="Run the study of a system and write its page; `unbraid run SLUG --help` shows the options of that study.",
     no_args_is_help=True,
+    subcommand_metavar="SLUG [OPTIONS OF THAT STUDY]",
+    add_completion=False,
 )
 
 
@@ -64,7 +66,7 @@ def _named_only(slug: str) -> Any:
     def stand_in() -> None:
         pass
 
-    single = typer.Typer()
+    single = typer.Typer(add_completion=False)
     single.command(slug, help=registry.describe(slug).title)(stand_in)
     return typer.main.get_command(single)
 
@@ -99,7 +101,9 @@ def command(slug: str, run: Callable[..., Result]) -> Any:
     context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     study.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
     study.__annotations__ = {"ctx": typer.Context} | {p.name: p.annotation for p in parameters}
-    single = typer.Typer(rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]})
+    single = typer.Typer(
+        rich_markup_mode="rich", add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}
+    )
     example = f"Examples:  unbraid run {slug}  ·  unbraid run {slug} --out runs/mine  ·  unbraid run {slug} --json"
     # escaped: square brackets in a docstring are text, not rich's markup
     help_ = docstrings.summary(run).replace("[", r"\[") or registry.describe(slug).title

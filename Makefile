@@ -1,0 +1,68 @@
+# Unbraid. `make demo` and `make test` work from a fresh clone; a second run is quick, an interrupted one is repaired.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# $(call install,extras): a half-made environment is made anew, since nothing says which of its files are whole
+define install
+	@if [ -e $(VENV)/.unfinished ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		echo "Making $(VENV) ..." && $(PYTHON) -m venv --clear $(VENV); fi
+	@touch $(VENV)/.unfinished
+	@echo "Installing Unbraid$(1) with pinned versions (minutes the first time) ..."
+	@$(PIP) torch==2.13.0
+	@$(PIP) setuptools
+	@$(PIP) --no-build-isolation --editable ".$(1)"
+	@rm -f $(VENV)/.unfinished
+	@touch $@
+endef
+
+.PHONY: help demo test lint docs bench studies constraints clean
+
+help:
+	@echo "make demo     find the retrieval heads of a real language model and write a page about them"
+	@echo "make test     run the tests          make lint     style, types, rules of the house"
+	@echo "make docs     build the site         make bench    run the benchmarks"
+	@echo "make studies  run the slow claims    make clean    remove the environment and what was built"
+
+$(VENV)/.core: constraints.txt pyproject.toml
+	$(call install,)
+
+$(VENV)/.dev: $(VENV)/.core
+	$(call install,[dev])
+
+$(VENV)/.docs: $(VENV)/.core
+	$(call install,[dev,docs])
+
+demo: $(VENV)/.core
+	@$(BIN)/unbraid run retrieval_heads
+
+# -n 2: two processes, each with one thread; more only fight for the cores of a small machine
+test: $(VENV)/.dev
+	@$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python tools/house.py
+
+docs: $(VENV)/.docs
+	@$(BIN)/python tools/readme_table.py --check
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site is in site/index.html"
+
+bench: $(VENV)/.dev
+	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+
+studies: $(VENV)/.dev
+	@$(RUN) -m pytest -m study --timeout=3600 $(ARGS)
+
+# the versions of a fresh environment; every extra is resolved, those that tests do not need are not installed
+constraints:
+	@$(PYTHON) tools/constraints.py
+
+clean:
+	@rm -rf $(VENV) site build .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
