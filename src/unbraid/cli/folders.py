@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import typer
 
 from unbraid.core.errors import UnbraidError
 
@@ -48,6 +51,20 @@ def claim_folder(slug: str, out: Path | None = None) -> Path:
 def contents(folder: Path) -> list[str]:
     """Names of what lies in a folder, sorted; none when it does not exist."""
     return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+
+
+@contextlib.contextmanager
+def guarded(folder: Path) -> Iterator[Path]:
+    """Work in a folder: on an interruption say what it holds and leave with 130; remove it when nothing was written."""
+    try:
+        yield folder
+    except KeyboardInterrupt:
+        written = contents(folder)
+        what = f"{folder} holds {', '.join(written)}" if written else "nothing was written"
+        typer.echo(f"unbraid: interrupted; {what}.", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        discard_if_empty(folder)
 
 
 def discard_if_empty(folder: Path) -> None:

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from unbraid.cli import docstrings
-from unbraid.cli.folders import claim_folder, contents, discard_if_empty
+from unbraid.cli.folders import claim_folder, contents, guarded
 from unbraid.core import registry
 from unbraid.core.errors import UnbraidError
 
@@ -180,7 +180,7 @@ def execute(
     worker = launch.as_worker()
     folder = worker.folder if worker else claim_folder(slug, out)
     began = time.monotonic()
-    try:
+    with guarded(folder):
         if processes > 1 and worker is None:
             launch.start(processes, words or [], folder, cpu=str(params.get("device", "")) == "cpu")
             return
@@ -190,11 +190,6 @@ def execute(
             result.meta.setdefault("seconds", round(time.monotonic() - began, 2))
             result.save(folder)
             show(result, folder, as_json=as_json)
-    except KeyboardInterrupt:
-        _report_interruption(folder)
-        raise typer.Exit(130) from None
-    finally:
-        discard_if_empty(folder)
 
 
 def _handed_over(run: Callable[..., Any], folder: Path, quiet: bool, processes: int) -> dict[str, Any]:
@@ -209,15 +204,7 @@ def silence() -> None:
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 
-def _report_interruption(folder: Path) -> None:
-    from unbraid.cli.console import err
-
-    written = contents(folder)
-    what = f"{folder} holds {', '.join(written)}" if written else "nothing was written"
-    err().print(f"unbraid: interrupted; {what}.")
-
-
-def show(result: Result, folder: Path, *, as_json: bool) -> None:
+def show(result: Result, folder: Path, *, as_json: bool, rows: int = 10) -> None:
     """Print a saved result: its summary and the paths of what was written, or JSON."""
     from unbraid.cli.console import out, print_json
 
@@ -229,6 +216,6 @@ def show(result: Result, folder: Path, *, as_json: bool) -> None:
         print_json({"slug": result.slug, "folder": str(folder), "page": str(page), "result": data})
         return
     console = out()
-    result.summary(console)
+    result.summary(console, rows=rows)
     console.print(f"\nPage: {page}")
     console.print(f"Data: {', '.join(name for name in contents(folder) if name != page.name)} in {folder}")
