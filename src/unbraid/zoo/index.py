@@ -116,7 +116,7 @@ def _from_uv_file() -> list[str]:
             continue
         tables = config.get("index", [])
         ordered = sorted(tables, key=lambda one: not one.get("default", False))
-        return [config["index-url"]] * ("index-url" in config) + [one["url"] for one in ordered if "url" in one]
+        return [config.get("index-url", ""), *(one["url"] for one in ordered if "url" in one)]
     return []
 
 

@@ -85,7 +85,7 @@ def load(
 def _own(asked: str) -> str | Path:
     """A folder of the user's, else something to ask the hub for."""
     folder = Path(asked).expanduser()
-    if folder.is_dir():
+    if asked.strip() and folder.is_dir():
         if (folder / "model_index.json").exists():
             raise UnbraidError(
                 f"{asked} is a diffusers pipeline; load it with diffusers.DiffusionPipeline.from_pretrained."
@@ -181,7 +181,7 @@ def _tools(source: str | Path, options: dict[str, Any]) -> tuple[Any, Any]:
         return None, None
     if isinstance(found, PreTrainedTokenizerBase):
         return found, None
-    inner = found.tokenizer if isinstance(found, ProcessorMixin) and "tokenizer" in found.get_attributes() else None
+    inner = vars(found).get("tokenizer") if isinstance(found, ProcessorMixin) else None
     return inner, found
 
 

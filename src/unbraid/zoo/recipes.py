@@ -56,15 +56,10 @@ def smollm2(files: Path, out: Path, tick: Tick) -> None:
     gguf = GGUF(files / "model.gguf")
     heads = {"attn_q": gguf.meta["llama.attention.head_count"], "attn_k": gguf.meta["llama.attention.head_count_kv"]}
 
-    def unpermute(part: str, weight: np.ndarray) -> np.ndarray:
-        """llama.cpp interleaves the two halves that rotary embedding pairs; transformers keeps them apart."""
-        if part not in heads:
-            return weight
-        rows, columns = weight.shape
-        paired = weight.reshape(heads[part], rows // heads[part] // 2, 2, columns)
-        return paired.swapaxes(1, 2).reshape(rows, columns)
+    def change(part: str, weight: np.ndarray) -> np.ndarray:
+        return unpermute(weight, heads[part]) if part in heads else weight
 
-    _save_weights(out, _gguf_tensors(gguf, {**_GGUF_LAYER, **_LLAMA_NORMS}, unpermute, tick))
+    _save_weights(out, _gguf_tensors(gguf, {**_GGUF_LAYER, **_LLAMA_NORMS}, change, tick))
     write_smollm2_tokenizer(gguf, out)
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     _save_json(
@@ -92,6 +87,17 @@ def smollm2(files: Path, out: Path, tick: Tick) -> None:
     )
     _save_json(out / "generation_config.json", **ids)
     shutil.move(files / "LICENSE", out / "LICENSE")
+
+
+def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Undo llama.cpp's order of query and key rows: it interleaves the halves that rotary embedding pairs.
+
+    Args:
+        weight: [heads x width, inputs].
+        heads: Number of heads the rows belong to.
+    """
+    rows, columns = weight.shape
+    return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def gemma3_270m(files: Path, out: Path, tick: Tick) -> None:

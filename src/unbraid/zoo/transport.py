@@ -256,17 +256,20 @@ def _is_local(error: Exception) -> bool:
 _DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
 
 
+_UNREACHABLE = "Could not fetch URL"  # pip tells a closed network from a missing file only in its log
+
+
 def _pip_download(wheel: Wheel, part: Path, show: bool, pip: _Pip) -> None:
     """Plain `pip download`, where the resumable way is not possible with this pip: the file comes whole or not."""
     say(show, f"Downloading {wheel.source} with pip ({wheel.size / 1e6:,.1f} MB)")
     with tempfile.TemporaryDirectory(dir=part.parent) as folder:
-        options = ["--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--no-input", "--dest", folder]
+        options = ["-vv", "--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--no-input", "--dest", folder]
         ran: Any = subprocess.run(
             pip.run("download", *options, wheel.source), capture_output=True, text=True, stdin=subprocess.DEVNULL
         )
         came = Path(folder) / wheel.filename
         if ran.returncode != 0 or not came.exists():
-            unreachable = any(word in ran.stderr for word in ("Connection", "Temporary failure", "Could not fetch URL"))
+            unreachable = any(_UNREACHABLE in line and " 404 " not in line for line in ran.stdout.splitlines())
             if unreachable or ran.returncode == 0:
                 raise _Broken("pip could not reach the index")
             raise _NotListed

@@ -1,7 +1,7 @@
 """Fast tokenizers from the vocabularies inside GGUF files, as folders that `AutoTokenizer` reads.
 
 What transformers 5.23 restores with `gguf_file=` is not used. For SmolLM2 it drops what GGUF only names, the split of
-digits ("smollm", in llama.cpp's words), so that "   7" falls into other tokens than the original tokenizer gives; and it
+digits ("smollm", in llama.cpp's words), so that "   7" falls into other tokens than in the original; and it
 knows no maximum length. Both tokenizers are therefore written out in full here.
 """
 
