@@ -167,5 +167,6 @@ def write_dummy(place: Path) -> Path:
 
 def code_blocks(page: str) -> list[tuple[str, str, str]]:
     """Fenced blocks of a Markdown page: (language, title, code)."""
-    pattern = re.compile(r"^```(\w+)?(?: +title=\"([^\"]*)\")?[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
-    return [(language or "", title or "", code) for language, title, code in pattern.findall(page)]
+    # a fence ends at the same number of backticks, so a page may show another page with its fences
+    pattern = re.compile(r"^(`{3,})(\w*)(?: +title=\"([^\"]*)\")?[^\n]*\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)
+    return [(language, title, code) for _, language, title, code in pattern.findall(page)]

@@ -1,0 +1,69 @@
+"""The documentation does what it says: the page on adding a system is followed to the letter, snippets are run."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.dummy import code_blocks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(line, place, **more):
+    words = shlex.split(line)
+    words = [sys.executable, "-m", "unbraid.cli", *words[1:]] if words[0] == "unbraid" else words
+    environment = os.environ | {"UNBRAID_SYSTEMS_PATH": str(place / "my_systems"), "COLUMNS": "200"} | more
+    done = subprocess.run(words, cwd=place, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory):
+    """A folder with every file that the page shows, written as it is shown."""
+    place = tmp_path_factory.mktemp("page")
+    for language, title, code in code_blocks((ROOT / "docs" / "adding-a-system.md").read_text(encoding="utf-8")):
+        if title and language != "console":
+            path = place / title
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(code, encoding="utf-8")
+    return place
+
+
+def test_the_page_shows_all_files(followed):
+    found = {str(path.relative_to(followed)) for path in followed.rglob("*") if path.is_file()}
+    system = {f"my_systems/first_token/{name}" for name in ("__init__.py", "method.py", "study.py", "README.md")}
+    assert found == {*system, "from_python.py", "tests/systems/test_first_token.py"}
+
+
+def test_the_commands_of_the_page_run(followed):
+    page = (ROOT / "docs" / "adding-a-system.md").read_text(encoding="utf-8")
+    lines = next(code for language, _, code in code_blocks(page) if language == "console").splitlines()
+    assert len(lines) == 4
+    outputs = [command(line.removeprefix("$ "), followed) for line in lines]
+    assert "first_token" in outputs[0]
+    assert "2309.17453" in outputs[1]
+    assert "--lengths" in outputs[2]
+    assert "of the texts, in tokens" in outputs[2]
+    assert (followed / "page" / "index.html").is_file()
+    assert (followed / "page" / "result.json").is_file()
+
+
+def test_the_python_of_the_page_runs(followed):
+    command(f"{sys.executable} from_python.py", followed)
+
+
+def test_the_test_of_the_page_passes(followed):
+    command(f"{sys.executable} -m pytest -q -p no:cacheprovider tests/systems/test_first_token.py", followed)
+
+
+def test_the_system_of_the_page_fulfils_the_contract(followed):
+    tests = ROOT / "tests" / "contract" / "test_systems.py"
+    line = f"{sys.executable} -m pytest -p no:cacheprovider -c {ROOT / 'pyproject.toml'} {tests} -k first_token"
+    out = command(line, ROOT, UNBRAID_SYSTEMS_PATH=str(followed / "my_systems"))
+    assert " passed" in out
+    assert "skipped" not in out
