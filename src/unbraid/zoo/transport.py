@@ -130,7 +130,9 @@ def _stream(wheel: Wheel, part: Path, show: bool, pip: _Pip | None) -> None:
     """Append to `part` until it is complete; a connection that breaks is taken up again where it broke."""
     have = part.stat().st_size if part.exists() else 0
     verb = "Resuming" if have else "Downloading"
-    with bar(show and have < wheel.size, f"{verb} {wheel.source}", wheel.size, done=have) as advance:
+    with bar(
+        show and have < wheel.size, f"{verb} {wheel.source}", wheel.size, label=wheel.package, done=have
+    ) as advance:
         for attempt in range(TRIES):
             have = part.stat().st_size if part.exists() else 0
             if have >= wheel.size:
