@@ -173,7 +173,7 @@ class Session:
             if length is not None and shape.queries == shape.keys:
                 shape = replace(shape, queries=length, keys=length)
                 device = next(self.model.parameters()).device
-                elements = self.options.block or budget(device, self.options.memory)
+                elements = self.options.block or budget(device)
                 chosen = plan(
                     shape, wanted, rates(device), elements, memory=self.options.memory, force=self.options.recipe
                 )

@@ -67,7 +67,7 @@ def ask_together(
     """Merges what several taps ask, plans it, answers it, and deals the answers out."""
     merged, moments = merge([q.ask for q in questions])
     shape, wanted = Shape.of(c), Wanted.of(merged, sum(e.shape[-1] for e in moments))
-    elements = options.block or budget(c.device, options.memory)
+    elements = options.block or budget(c.device)
     prices = rates(c.device)
     chosen = plan(shape, wanted, prices, elements, memory=options.memory, force=options.recipe)
     log.plans[c.site] = (shape, wanted, chosen)
@@ -80,7 +80,7 @@ def ask_together(
     reuse = bool(swept) and want_output and not options.bitwise and prices.product * shape.values <= prices.fused * 64
     reuse = reuse and c.dropout == 0 and not torch.is_grad_enabled() and c.value is not None
     before = fused.Counter.calls
-    answer, y = execute(c, merged, moments, chosen, elements, log, output=reuse)
+    answer, y = execute(c, merged, moments, chosen, log, output=reuse)
     log.fused_calls += fused.Counter.calls - before
     if options.check:
         spot_check(c, merged, moments, answer, options.check, log)
@@ -89,7 +89,7 @@ def ask_together(
 
 
 def execute(
-    c: AttentionCall, ask: Ask, moments: list[Tensor], chosen: Plan, elements: int, log: Log, *, output: bool
+    c: AttentionCall, ask: Ask, moments: list[Tensor], chosen: Plan, log: Log, *, output: bool
 ) -> tuple[Answer, Tensor | None]:
     """Carries out a plan."""
     how = chosen.recipe
@@ -102,7 +102,7 @@ def execute(
             lse=ask.lse and how.get("lse") == "rows",
             top=ask.top,
         )
-        answer, y, n = sweep(c, part, moments if how.get("moments") == "rows" else [], elements, output)
+        answer, y, n = sweep(c, part, moments if how.get("moments") == "rows" else [], chosen.elements, output)
         log.sweeps += 1
         log.blocks += n
     log_z = fused.lse(c) if "fused" in (how.get("entropy"), how.get("lse"), how.get("entries")) else None
@@ -231,7 +231,7 @@ def spot_check(c: AttentionCall, ask: Ask, moments: list[Tensor], answer: Answer
     if answer.weights is not None and ask.weights is not None and c.sinks is None:
         mass = answer.weights.double().sum(2)
         w = (ask.weights if ask.weights.dim() == 4 else ask.weights[None, None]).double()
-        if c.mask is None:
+        if c.mask is None and c.logits is None:
             errors.append(float(((mass - w.sum(2)) / w.abs().sum(2).clamp(min=1.0)).abs().max()))
     log.largest_error = max(log.largest_error, *errors)
     log.checked_rows += len(pick) * c.batch * c.heads

@@ -71,7 +71,15 @@ def attend(c: AttentionCall, values: Tensor) -> Tensor:
     Returns:
         [B, H, Q, g]; rows that see no key are zero; with sink logits the mass that goes to the sink is missing.
     """
-    dtype, g = values.dtype, values.shape[-1]
+    dtype, wanted = values.dtype, values.shape[-1]
+    allowed = allowed_keys(c)
+    if allowed is not None:  # one more column: the mass on keys that are not hidden says which rows see any
+        if allowed.shape[1] > 1:
+            values = c.expand(values)
+        b, h = (max(allowed.shape[i], values.shape[i]) for i in (0, 1))
+        column = allowed[..., None].to(dtype).expand(b, h, -1, 1)
+        values = torch.cat([values.expand(b, h, -1, -1), column], -1)
+    g = values.shape[-1]
     query, key = biased(c, c.query.to(dtype), c.key.to(dtype))
     batch = max(query.shape[0], key.shape[0], values.shape[0])
     mask, causal = kernel_mask(c, dtype)
@@ -95,10 +103,21 @@ def attend(c: AttentionCall, values: Tensor) -> Tensor:
     out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
     if c.sinks is not None:
         out = out * torch.sigmoid(lse(c) - c.sinks.float().view(1, -1, 1))[..., None].to(dtype)
-    return _only_seeing(c, out)
+    if allowed is not None:
+        out = torch.where(out[..., -1:] > 0, out[..., :wanted], 0.0)
+    return only_seeing(c, out)
 
 
-def _only_seeing(c: AttentionCall, out: Tensor) -> Tensor:
+def allowed_keys(c: AttentionCall) -> Tensor | None:
+    """[B|1, H|1, K] bool: keys that the key bias does not hide; None when it hides none."""
+    if c.key_bias is None:
+        return None
+    allowed = c.key_bias > HIDDEN / 1e11
+    return None if bool(allowed.all()) else allowed
+
+
+def only_seeing(c: AttentionCall, out: Tensor) -> Tensor:
+    """Zeroes the output rows [B, H, Q, *] of queries that the mask lets see no key."""
     if c.mask is None:
         return out
     mask = c.mask if c.mask.dtype == torch.bool else c.mask > HIDDEN / 10

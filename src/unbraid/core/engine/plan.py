@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from unbraid.core.calls import Ask, AttentionCall
 from unbraid.core.engine.cost import Rates
 from unbraid.core.engine.fused import can_fuse
-from unbraid.core.engine.rows import pad
+from unbraid.core.engine.rows import block_shape, pad
 from unbraid.core.errors import UnbraidError
 
-SMALL = 1 << 18  # logits of a whole call below which dense rows of chosen queries are not worth planning
+BYTES_PER_LOGIT = 9.0  # two float32 buffers, the chunk maxima, and what masks and moments hold for a moment
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Plan:
         blocks: row blocks of the sweep, 0 without one.
         bytes: float32 bytes alive at once beyond the model's own, answers included.
         seconds: predicted time beyond the model's own.
-        output_from_rows: the output is made from the sweep (edited rows, or when bit-equality is not asked for).
+        elements: logits that may be alive in one block, within the memory allowed.
     """
 
     recipe: dict[str, str] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Plan:
     blocks: int = 0
     bytes: int = 0
     seconds: float = 0.0
-    output_from_rows: bool = False
+    elements: int = 0
 
 
 @dataclass
@@ -113,7 +113,7 @@ def plan(
         shape: sizes of the call.
         wanted: what all taps of the site ask for together.
         rates: measured costs of the device.
-        elements: logits that may be alive in a block.
+        elements: logits that may be alive in a block, if memory allows.
         memory: bytes that must not be exceeded.
         force: "rows" or "fused" where the caller wants one recipe (as far as it can answer).
 
@@ -140,7 +140,8 @@ def plan(
     _entries(out, shape, wanted)
     if wanted.rows:
         out.recipe["rows_dense"] = "dense"
-    _totals(out, shape, wanted, rates, elements, fused, rows, scale)
+    _totals(out, shape, wanted, rates, fused, rows, scale)
+    _blocks(out, shape, rates, elements, memory)
     if memory is not None and out.bytes > memory:
         raise UnbraidError(
             f"The statistics asked for at one site need {out.bytes / 2**20:,.0f} MiB, more than the "
@@ -187,20 +188,17 @@ def _totals(
     shape: Shape,
     wanted: Wanted,
     rates: Rates,
-    elements: int,
     fused: dict[str, float],
     rows: dict[str, float],
     scale: float,
 ) -> None:
-    """Fills in calls, blocks, bytes and seconds of the chosen recipes."""
+    """Fills in calls, bytes and seconds of the chosen recipes, blocks excepted."""
     per_row = shape.batch * shape.heads * shape.queries
     operand = 4 * shape.batch * shape.keys * shape.width
     swept = [k for k, v in out.recipe.items() if v == "rows"]
     price = sum(rows[k] for k in swept) + (rates.base * scale if swept else 0.0)
     if swept:
-        alive = min(elements, shape.batch * shape.heads * shape.queries * pad(shape.keys))
-        out.blocks = max(1, -(-shape.batch * shape.heads * shape.queries * pad(shape.keys) // elements))
-        out.bytes += 2 * 4 * max(alive, shape.heads // shape.groups * pad(shape.keys)) + 4 * per_row * shape.width
+        out.bytes += 4 * per_row * shape.width
         if shape.converts:
             out.bytes += operand * shape.groups
     needs_lse = (
@@ -210,18 +208,35 @@ def _totals(
     )
     widths = -(-wanted.moments // max(1, shape.width))
     calls = {"moments": widths, "weights": -(-wanted.weights // max(1, shape.width)), "entropy": 1}
+    largest = 0
     for name, count in calls.items():
         if out.recipe.get(name) == "fused":
             out.fused_calls += count
             price += fused[name] - (rates.fused * scale if name == "entropy" else 0.0)
-            copies = 4 if name == "weights" else 2
-            out.bytes += copies * (operand * shape.heads + 4 * per_row * shape.width)
+            copies = 6 if name == "weights" else 2
+            largest = max(largest, copies * (operand * shape.heads + 4 * per_row * shape.width))
     if needs_lse:
         out.fused_calls += 1
         price += rates.fused * scale
-        out.bytes += operand * shape.heads * 2 + 4 * per_row * (shape.width + 1)
+        largest = max(largest, operand * shape.heads * 2 + 4 * per_row * (shape.width + 1))
+    out.bytes += largest  # fused calls follow one another
     dense_rows = wanted.rows + (wanted.entry_rows if out.recipe.get("entries") == "dense" else 0)
     out.bytes += 3 * 4 * shape.batch * shape.heads * dense_rows * shape.keys
     out.bytes += 4 * per_row * (wanted.moments + wanted.entropy + wanted.lse + 3 * wanted.top)
     out.bytes += 4 * shape.batch * shape.heads * pad(shape.keys) * wanted.weights
-    out.seconds = price * shape.seen + out.blocks * rates.block * 1e-6
+    out.seconds = price * shape.seen
+
+
+def _blocks(out: Plan, shape: Shape, rates: Rates, elements: int, memory: int | None) -> None:
+    """Sizes the row blocks by what memory is left, one row of one key head at least; adds their bytes and overhead."""
+    if "rows" not in out.recipe.values():
+        out.elements = elements
+        return
+    rep = shape.heads // shape.groups
+    if memory is not None:
+        elements = min(elements, int((memory - out.bytes) / BYTES_PER_LOGIT))
+    out.elements = max(elements, rep * pad(shape.keys))
+    b, g, q = block_shape(shape.batch, shape.groups, rep, shape.queries, shape.keys, out.elements)
+    out.blocks = -(-shape.batch // b) * -(-shape.groups // g) * -(-shape.queries // q)
+    out.bytes += int(BYTES_PER_LOGIT * b * g * q * rep * pad(shape.keys))
+    out.seconds += out.blocks * rates.block * 1e-6

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 from torch import Tensor
@@ -46,39 +47,34 @@ def pad(width: int) -> int:
 
 def blocks(c: AttentionCall, groups: int, elements: int) -> Iterator[Block]:
     """Cuts a call into blocks of at most `elements` logits (one row of one key head at least)."""
-    rep, width = c.heads // groups, pad(c.keys)
-    per_row = rep * width
-    if c.batch * groups * per_row * c.queries <= elements:
-        yield Block(slice(0, c.batch), slice(0, groups), 0, c.queries, _limit(c, c.queries))
-        return
-    rows = min(c.queries, MAX_ROWS, max(1, elements // per_row))
-    rows = rows if rows < 64 else rows // 64 * 64
-    heads = max(1, min(groups, elements // (per_row * rows)))
-    for b in range(c.batch):
+    batch, heads, rows = block_shape(c.batch, groups, c.heads // groups, c.queries, c.keys, elements)
+    for b in range(0, c.batch, batch):
         for g in range(0, groups, heads):
             for start in range(0, c.queries, rows):
                 stop = min(c.queries, start + rows)
-                yield Block(slice(b, b + 1), slice(g, min(groups, g + heads)), start, stop, _limit(c, stop))
+                limit = min(c.keys, stop) if c.causal else c.keys
+                yield Block(slice(b, min(c.batch, b + batch)), slice(g, min(groups, g + heads)), start, stop, limit)
 
 
-def _limit(c: AttentionCall, stop: int) -> int:
-    return min(c.keys, stop) if c.causal else c.keys
+def block_shape(batch: int, groups: int, rep: int, queries: int, keys: int, elements: int) -> tuple[int, int, int]:
+    """(batch rows, key heads, query rows) of a block of at most `elements` logits; a small call is a single block."""
+    per_row = rep * pad(keys)
+    if batch * groups * per_row * queries <= elements:
+        return batch, groups, queries
+    rows = min(queries, MAX_ROWS, max(1, elements // per_row))
+    rows = rows if rows < 64 else rows // 64 * 64
+    return 1, max(1, min(groups, elements // (per_row * rows))), rows
 
 
 class Buffers:
-    """Two reusable float32 buffers for logits and probabilities; they grow to the largest block and stay."""
+    """Two reusable float32 buffers for logits and probabilities, as large as the largest block."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._store: dict[str, Tensor] = {}
+    def __init__(self, device: torch.device, size: int) -> None:
+        self._store = {name: torch.empty(size, device=device) for name in ("s", "p")}
 
     def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A contiguous view of the buffer; what it held before is lost."""
-        size = int(torch.Size(shape).numel())
-        store = self._store.get(name)
-        if store is None or store.numel() < size:
-            store = self._store[name] = torch.empty(size, device=self.device, dtype=torch.float32)
-        return store[:size].view(shape)
+        return self._store[name][: torch.Size(shape).numel()].view(shape)
 
 
 def block_logits(c: AttentionCall, operands: Operands | None, block: Block, buffers: Buffers) -> Tensor:
@@ -294,7 +290,9 @@ def sweep(
     groups = c.heads if c.logits is not None else c.key.shape[1]
     operands = None if c.logits is not None else Operands.of(c)
     columns = Columns.of(moments, c.keys) if moments else None
-    state, buffers, count = Sweep(c, ask, columns, groups), Buffers(c.device), 0
+    largest = prod(block_shape(c.batch, groups, c.heads // groups, c.queries, c.keys, elements))
+    buffers = Buffers(c.device, largest * (c.heads // groups) * pad(c.keys))
+    state, count = Sweep(c, ask, columns, groups), 0
     y = None
     if output:
         y = torch.zeros(c.batch, groups, c.heads // groups, c.queries, c.value.shape[-1], device=c.device)

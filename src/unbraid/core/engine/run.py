@@ -95,20 +95,20 @@ def kernel_output(final: AttentionCall, c: AttentionCall, edited: bool, log: Log
         raise UnbraidError(
             f"{c.site!r}: this seam sees probabilities only, so it needs a tap that reads or edits rows."
         )
-    if not edited or final.key_bias is None or final.logits is not None:
+    if final.logits is not None or not edited:
         return c.kernel(final)
+    if final.key_bias is None:
+        y = c.kernel(final)
+        return y if final.mask is c.mask else fused.only_seeing(final, y)
     if final.softcap is not None or final.sinks is not None:
         log.sweeps += 1
         _, y, n = sweep(final, Ask(), [], budget(final.device), output=True)
         log.blocks += n
         assert y is not None
         return y.to(final.query.dtype)
-    query, key = fused.biased(final, final.query, final.key)
-    width = query.shape[-1] - final.value.shape[-1]
-    value = final.value if key.shape[1] == final.value.shape[1] else final.expand(final.value)
-    value = torch.nn.functional.pad(value, (0, width)) if width > 0 else value
-    y = c.kernel(final.replace(query=query, key=key, value=value, key_bias=None))
-    return y[..., : final.value.shape[-1]]
+    if final.dropout:
+        raise UnbraidError(f"{c.site!r}: a key bias cannot be joined with attention dropout; call model.eval() first.")
+    return fused.attend(final, final.value)
 
 
 def answer_stage(
