@@ -15,8 +15,8 @@ from unbraid.zoo.recipes import RECIPES
 from unbraid.zoo.transport import download
 from unbraid.zoo.unpack import sha256_of, unpack
 
-MARGIN = 20_000_000
-"""Bytes that stay free beyond what is needed."""
+MARGIN = 80_000_000
+"""Bytes asked for beyond the sum: joining chunks holds one of them twice, and a full disk is nobody's friend."""
 
 
 def models(cache_dir: str | Path | None = None) -> list[ModelCard]:
