@@ -1,6 +1,7 @@
 """The documentation does what it says: the page on adding a system is followed to the letter, snippets are run."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.dummy import code_blocks
+from support.tiny import write_tiny_llama
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,3 +69,44 @@ def test_the_system_of_the_page_fulfils_the_contract(followed):
     out = command(line, ROOT, UNBRAID_SYSTEMS_PATH=str(followed / "my_systems"))
     assert " passed" in out
     assert "skipped" not in out
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_lines_on_a_model_of_ones_own_run(page, tmp_path):
+    write_tiny_llama(tmp_path / "my-model")
+    blocks = code_blocks((ROOT / page).read_text(encoding="utf-8"))
+    code = next(code for language, _, code in blocks if language == "python")
+    assert len([line for line in code.splitlines() if line]) <= 12
+    (tmp_path / "lines.py").write_text(code, encoding="utf-8")
+    out = command(f"{sys.executable} lines.py", tmp_path, HF_HUB_OFFLINE="1")
+    assert "model.layers." in out
+
+
+def test_the_table_of_systems_in_the_readme_is_current():
+    command(f"{sys.executable} tools/readme_table.py --check", ROOT)
+
+
+def test_the_commands_of_the_pages_exist():
+    pages = ("README.md", "docs/cli.md", "docs/index.md", "CONTRIBUTING.md", "AGENTS.md")
+    shown = "\n".join(code for name in pages for _, _, code in code_blocks((ROOT / name).read_text(encoding="utf-8")))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in set(re.findall(r"\bmake ([a-z]+)\b", shown)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
+    verbs = set(re.findall(r"^(?:\$ )?unbraid ([a-z]+)", shown, re.MULTILINE))
+    assert len(verbs) > 5
+    for verb in verbs:
+        assert "Usage:" in command(f"unbraid {verb} --help", ROOT), f"unbraid {verb}"
+
+
+def test_the_places_that_agents_are_told_of_exist():
+    text = (ROOT / "AGENTS.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:src|docs|tests|tools|results|benchmarks)/[\w/.-]*)`", text)
+    assert len(named) > 8
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+def test_local_links_of_the_root_pages_lead_somewhere():
+    for page in ("README.md", "AGENTS.md", "CONTRIBUTING.md"):
+        for link in re.findall(r"(?<!!)\[[^\]]*\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+            assert (ROOT / link).exists(), f"{page}: {link}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 import os
 import warnings
@@ -116,6 +117,22 @@ def folder(slug: str) -> Path:
     if slug not in known:
         raise UnbraidError(_unknown(slug, known))
     return known[slug]
+
+
+def target(slug: str, attribute: str) -> str:
+    """The dotted path that ``SYSTEM`` or ``RUN`` of a system names, found without importing it.
+
+    Raises:
+        UnbraidError: the system does not set it as it must.
+    """
+    _card(slug)
+    text = vars(_module(slug)).get(attribute)
+    if not isinstance(text, str) or text.count(":") != 1:
+        raise UnbraidError(f'{slug} offers none: {folder(slug)}/__init__.py must set {attribute} = "module:name".')
+    name, _, item = text.partition(":")
+    package = f"{_PACKAGE}.{slug}"
+    absolute = importlib.util.resolve_name(name, package) if name.startswith(".") else name
+    return f"{absolute if '.' in absolute else f'{package}.{absolute}'}.{item}"
 
 
 def problems() -> dict[str, str]:
@@ -225,23 +242,19 @@ def _card(slug: str) -> Card:
 
 
 def _load(slug: str, attribute: str) -> Any:
-    card, package = _card(slug), _module(slug)
-    target = vars(package).get(attribute)
-    if not isinstance(target, str) or target.count(":") != 1:
-        raise UnbraidError(f'{slug} offers none: {folder(slug)}/__init__.py must set {attribute} = "module:name".')
+    card, path = _card(slug), target(slug, attribute)
     lacking = missing_extras(card)
     if lacking:
         raise UnbraidError(_needs(slug, lacking))
-    name, _, item = target.partition(":")
-    name = name if "." in name else f".{name}"
+    name, _, item = path.rpartition(".")
     try:
-        module = importlib.import_module(name, package.__name__)
+        module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "unbraid" and card.extras:
             raise UnbraidError(_needs(slug, list(card.extras))) from error
         raise
     if item not in vars(module):
-        raise UnbraidError(f"{slug}: {attribute} is {target!r}, but {module.__name__} has no {item!r}.")
+        raise UnbraidError(f"{slug}: {attribute} names {path}, but {module.__name__} has no {item!r}.")
     return vars(module)[item]
 
 
