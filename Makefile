@@ -18,6 +18,9 @@ define install
 	@touch $@
 endef
 
+DEV := [dev]
+DOCS := [dev,docs]
+
 .PHONY: help demo test lint docs bench studies constraints clean
 
 help:
@@ -30,10 +33,10 @@ $(VENV)/.core: constraints.txt pyproject.toml
 	$(call install,)
 
 $(VENV)/.dev: $(VENV)/.core
-	$(call install,[dev])
+	$(call install,$(DEV))
 
 $(VENV)/.docs: $(VENV)/.core
-	$(call install,[dev,docs])
+	$(call install,$(DOCS))
 
 demo: $(VENV)/.core
 	@$(BIN)/unbraid run retrieval_heads
