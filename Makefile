@@ -15,6 +15,7 @@ define install
 	@$(PIP) setuptools
 	@$(PIP) --no-build-isolation --editable ".$(1)"
 	@rm -f $(VENV)/.unfinished
+	@[ -e $(VENV)/.core ] || touch $(VENV)/.core
 	@touch $@
 endef
 
@@ -54,7 +55,7 @@ lint: $(VENV)/.dev
 
 docs: $(VENV)/.docs
 	@$(BIN)/python tools/readme_table.py --check
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "The site is in site/index.html"
 
 bench: $(VENV)/.dev
