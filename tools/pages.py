@@ -47,18 +47,14 @@ def snippet(slug: str) -> str:
     return found[2] if found else f'import unbraid\n\nsystem = unbraid.create("{slug}")\n'
 
 
-def measured(slug: str) -> dict[str, dict[str, Any]]:
-    """The claims of the newest saved result in ``results/SLUG``, by name."""
-    results = sorted((ROOT / "results" / slug).rglob("result.json"), key=lambda path: (_created(path), str(path)))
-    if not results:
-        return {}
-    claims = json.loads(results[-1].read_text(encoding="utf-8")).get("claims", [])
-    return {claim["name"]: claim for claim in claims}
-
-
-def _created(path: Path) -> str:
-    meta = json.loads(path.read_text(encoding="utf-8")).get("meta", {})
-    return str(meta.get("created", ""))
+def newest_result(slug: str) -> tuple[Path, dict[str, Any]] | None:
+    """The newest saved result in ``results/SLUG``: its folder and its data."""
+    found = []
+    for path in (ROOT / "results" / slug).rglob("result.json"):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.get("slug") == slug:
+            found.append((str(data["meta"].get("created", "")), path.parent, data))
+    return max(found, key=lambda item: item[:2])[1:] if found else None
 
 
 def system_page(slug: str) -> str:
@@ -90,7 +86,8 @@ def _facts(card: Card) -> str:
 
 
 def _claims(card: Card) -> str:
-    found = measured(card.slug)
+    newest = newest_result(card.slug)
+    found = {claim["name"]: claim for claim in newest[1]["claims"]} if newest else {}
     lines = [
         "| claim | where | paper | measured here | compared with | holds |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -108,6 +105,10 @@ def _claims(card: Card) -> str:
         ]
         row += [_number(ours.get("comparator")), holds]
         lines.append("| " + " | ".join(map(cell, row)) + " |")
+    if newest:
+        where, meta = newest[0].relative_to(ROOT).as_posix(), newest[1]["meta"]
+        facts = [f"{name} {meta[name]}" for name in ("seed", "seconds", "created") if meta.get(name) is not None]
+        lines += ["", f"Measured: `{where}`" + (f" ({', '.join(facts)})." if facts else ".")]
     return "\n".join(lines) + "\n"
 
 

@@ -1,5 +1,6 @@
 """The documentation does what it says: the page on adding a system is followed to the letter, snippets are run."""
 
+import json
 import os
 import re
 import shlex
@@ -69,6 +70,33 @@ def test_the_system_of_the_page_fulfils_the_contract(followed):
     out = command(line, ROOT, UNBRAID_SYSTEMS_PATH=str(followed / "my_systems"))
     assert " passed" in out
     assert "skipped" not in out
+
+
+def test_pages_are_made_from_card_readme_and_results(followed, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.setenv("UNBRAID_SYSTEMS_PATH", str(followed / "my_systems"))
+    import pages
+
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    page = pages.system_page("first_token")
+    assert page.startswith("# First token\n")
+    assert "Language models put much of their attention on the first token" in page
+    assert "not measured yet" in page
+    assert "::: unbraid.systems.first_token.method.FirstToken\n" in page
+    assert "::: unbraid.systems.first_token.study.run\n" in page
+    for name, created, holds in (("old", "2025-01-01", True), ("new", "2026-01-01", False)):
+        claim = {"name": "sink", "measured": 0.25, "interval": [0.2, 0.3], "comparator": 0.5, "holds": holds}
+        data = {"slug": "first_token", "claims": [claim], "meta": {"created": created, "seed": 3}}
+        path = tmp_path / "results" / "first_token" / name / "result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(data))
+    page = pages.system_page("first_token")
+    assert "| 0.25 [0.2, 0.3] | 0.5 | **no** |" in page
+    assert "Measured: `results/first_token/new` (seed 3, created 2026-01-01)." in page
+    papers = pages.papers_page()
+    assert "## Efficient Streaming Language Models with Attention Sinks" in papers
+    assert 'unbraid.create("first_token", threshold=0.1)' in papers
+    assert "| [`first_token`](x/first_token) | see | language |" in pages.system_table("x/{slug}")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
