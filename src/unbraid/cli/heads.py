@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ EXAMPLES = (
 
 
 def heads_command(
+    ctx: typer.Context,
     model: Annotated[
         str, typer.Argument(help="Name of a reference model (`unbraid models`), a local folder or a hub id.")
     ],
@@ -49,7 +51,7 @@ def heads_command(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Measure all attention heads of a model on a text, exactly and without attention matrices."""
-    content = _read(text)
+    content, began = _read(text), time.monotonic()
     from unbraid.cli import folders, study
     from unbraid.taps import by_name
 
@@ -69,6 +71,7 @@ def heads_command(
         given: dict[str, Any] = {"model": model, "text": str(text), "taps": list(observers), "sites": sites}
         given |= {"tokens": used, "tokens_of_text": whole, "dtype": dtype, "device": device}
         result = build(loaded, observers, session, inputs, given)
+        study.record(result, study.words_of(ctx), began)
         result.save(folder)
         study.show(result, folder, as_json=as_json, rows=top)
 

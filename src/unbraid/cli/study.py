@@ -39,7 +39,7 @@ class StudyGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command for one system."""
-        if any(word in ("-h", "--help") for word in _words(ctx)) and cmd_name not in _words(ctx):
+        if any(word in ("-h", "--help") for word in words_of(ctx)) and cmd_name not in words_of(ctx):
             return _named_only(cmd_name)  # listing all for `run --help` must not import every study
         return command(cmd_name, registry.load_run(cmd_name))
 
@@ -58,7 +58,8 @@ def _group() -> None:
     pass
 
 
-def _words(ctx: Any) -> list[str]:
+def words_of(ctx: Any) -> list[str]:
+    """The command line after ``unbraid``."""
     return list((ctx.obj or {}).get("argv", ()))
 
 
@@ -88,7 +89,7 @@ def command(slug: str, run: Callable[..., Result]) -> Any:
     def study(ctx: typer.Context, **given: Any) -> None:
         ours = {name: given.pop(name) for name in _OURS}
         params = {name: offered[name].convert(value) for name, value in given.items() if value is not None}
-        execute(slug, run, params, words=_words(ctx), **ours)
+        execute(slug, run, params, words=words_of(ctx), **ours)
 
     parameters = [option.parameter for option in offered.values()]
     taken = {parameter.name for parameter in parameters} & set(_OURS)
@@ -186,8 +187,7 @@ def execute(
             return
         result = run(**params, **_handed_over(run, folder, quiet, worker.count if worker else 1))
         if worker is None or worker.rank == 0:
-            result.meta.setdefault("command", shlex.join(["unbraid", *(words or ["run", slug])]))
-            result.meta.setdefault("seconds", round(time.monotonic() - began, 2))
+            record(result, words or ["run", slug], began)
             result.save(folder)
             show(result, folder, as_json=as_json)
 
@@ -195,6 +195,12 @@ def execute(
 def _handed_over(run: Callable[..., Any], folder: Path, quiet: bool, processes: int) -> dict[str, Any]:
     ours = {"out": folder, "quiet": quiet, "progress": not quiet, "processes": processes}
     return {name: value for name, value in ours.items() if name in inspect.signature(run).parameters}
+
+
+def record(result: Result, words: list[str], began: float) -> None:
+    """Note in a result the command line that made it and the seconds since ``began``, unless the study did."""
+    result.meta.setdefault("command", shlex.join(["unbraid", *words]))
+    result.meta.setdefault("seconds", round(time.monotonic() - began, 2))
 
 
 def silence() -> None:
