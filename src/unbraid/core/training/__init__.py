@@ -1,0 +1,1 @@
+"""The parts of `unbraid.core.train.fit_loop`."""
