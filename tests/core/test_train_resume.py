@@ -25,6 +25,15 @@ def killed(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums over other numbers of threads differ in their last bits, and the killed process had one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def same(one, other):
     return [name for name, value in one.items() if not torch.equal(other[name], value)] == []
 

@@ -63,7 +63,8 @@ def fit_loop(
 ) -> History:
     """Train ``module`` in place.
 
-    The same seed gives the same weights, bit for bit on one machine, and so does a run that was killed and resumed.
+    The same seed gives the same weights, and so does a run that was killed and resumed: bit for bit on one machine with
+    one number of threads (other numbers add in another order, as do some GPU kernels).
     For that, the n-th batch must be the same each time. A function of (number, generator) gives that; a dataset or
     DataLoader is read in an order drawn from the seed (only random transforms in worker processes begin anew when a run
     is resumed); any other iterable must not keep a state of its own. Random states around the call are neither used nor
