@@ -92,8 +92,8 @@ def causal(f: Findings) -> dict[str, Any]:
         "interval": None, "n": len(gaps),
         "comparator": f"no heads masked: {np.mean(plain):.0%}",
         "holds": bool(low > 0) if len(gaps) > 1 else None,
-        "note": f"Mean over {', '.join(map(str, counts))} masked heads; the difference is {x.mean():.2f}, 95 % interval "
-        f"[{low:.2f}, {high:.2f}] over trials, and holds when that is above 0.",
+        "note": f"Mean over {', '.join(map(str, counts))} masked heads; the difference is {x.mean():.2f}, 95 % "
+        f"interval [{low:.2f}, {high:.2f}] over trials, and holds when that is above 0.",
     }  # fmt: skip
 
 
@@ -134,6 +134,8 @@ def dynamic(f: Findings) -> dict[str, Any]:
 def one_pass(f: Findings) -> dict[str, Any]:
     """Agreement of the two procedures."""
     r = f.pooled.decode_scores_.correlate(f.pooled.one_pass_scores_)
+    if np.isnan(r):
+        return {"measured": None, "comparator": None, "holds": None, "note": "No head copied anything."}
     ranked = [x for x in f.runs if x.n_success_]
     between = ranked[0].scores_.correlate(ranked[1].scores_) if len(ranked) > 1 else None
     return {

@@ -38,7 +38,8 @@ def copy_batch(size: int, generator: torch.Generator, length: int | None = None)
     n = int(torch.randint(24, 65, (1,), generator=generator)) if length is None else length
     ids = torch.randint(*FILLERS, (size, n + M), generator=generator)
     ids[:, 0] = BOS
-    facts = torch.randint(*NEEDLES, (size, M), generator=generator)
+    # six different tokens: a repeated one has two successors, and no head could know which to copy
+    facts = torch.rand(size, NEEDLES[1] - NEEDLES[0], generator=generator).argsort(1)[:, :M] + NEEDLES[0]
     at = torch.randint(1, n - M - 2, (size,), generator=generator)
     where = at[:, None] + 1 + torch.arange(M)
     ids[torch.arange(size), at] = KEY

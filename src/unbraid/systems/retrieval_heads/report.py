@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -259,13 +260,13 @@ def mask_rows(f: Findings) -> list[dict[str, Any]]:
     for length, points in f.curves.items():
         none, top, random = (curve(points, kind) for kind in ("none", "retrieval", "random"))
         rows.append({"length": length, "masked": 0, "retrieval": none[0][0], "random": none[0][0]})
-        for k in top:
-            rows.append(
-                {
-                    "length": length, "masked": k, "retrieval": top[k][0], "random": random[k][0],
-                    "random low": random[k][1], "random high": random[k][2],
-                }
-            )  # fmt: skip
+        rows += [
+            {
+                "length": length, "masked": k, "retrieval": top[k][0], "random": random[k][0],
+                "random low": random[k][1], "random high": random[k][2],
+            }
+            for k in top
+        ]  # fmt: skip
     return rows
 
 
@@ -292,9 +293,7 @@ def agreement(f: Findings) -> list[dict[str, Any]]:
 
     rows.append(row("decoding and one pass", s.decode_scores_, s.one_pass_scores_))
     ranked = [r for r in f.runs if r.n_success_]
-    for i in range(len(ranked)):
-        for j in range(i):
-            rows.append(row(f"seeds {ranked[j].seed} and {ranked[i].seed}", ranked[j].scores_, ranked[i].scores_))
+    rows += [row(f"seeds {a.seed} and {b.seed}", a.scores_, b.scores_) for a, b in combinations(ranked, 2)]
     if f.other is not None and f.other.n_success_:
         rows.append(row(f"{f.name} and {f.compare}", s.scores_, f.other.scores_))
     return rows

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from unbraid.core.errors import UnbraidError
 from unbraid.core.result import Result
-from unbraid.systems.retrieval_heads.haystack import Difficulty, read_haystack, read_needles
 from unbraid.systems.retrieval_heads.masking import MaskPoint, Mode, Phase, mask_curve, mean_outputs
+from unbraid.systems.retrieval_heads.prose import Difficulty, read_haystack, read_needles
 from unbraid.systems.retrieval_heads.report import Findings, make_result
 from unbraid.systems.retrieval_heads.store import TrialStore
 from unbraid.systems.retrieval_heads.system import RetrievalHeads

@@ -17,9 +17,9 @@ from unbraid.core.heads import HeadScores, HeadSet
 from unbraid.core.system import System
 from unbraid.systems.retrieval_heads import CARD
 from unbraid.systems.retrieval_heads.detect import Outcome, check_model, feed, run_trial
-from unbraid.systems.retrieval_heads.haystack import Difficulty, Needle
-from unbraid.systems.retrieval_heads.haystack import haystack as make_haystack
-from unbraid.systems.retrieval_heads.haystack import needle as make_needle
+from unbraid.systems.retrieval_heads.prose import Difficulty, Needle
+from unbraid.systems.retrieval_heads.prose import haystack as make_haystack
+from unbraid.systems.retrieval_heads.prose import needle as make_needle
 from unbraid.systems.retrieval_heads.store import TrialStore
 from unbraid.systems.retrieval_heads.trial import Template, Trial, build_trial, grid
 

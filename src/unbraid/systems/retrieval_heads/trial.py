@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from unbraid.core.errors import UnbraidError
-from unbraid.systems.retrieval_heads.haystack import Needle
+from unbraid.systems.retrieval_heads.prose import Needle
 
 Template = Literal["auto", "chat", "paper"]
 

@@ -37,7 +37,8 @@ ACTS = (
 )  # fmt: skip
 TIMES = (
     "In the early morning", "Shortly after lunch", "On the second day of the week", "Late in the afternoon",
-    "Before the bell had rung", "When the fog finally lifted", "During the long evening", "Towards the end of the month",
+    "Before the bell had rung", "When the fog finally lifted", "During the long evening",
+    "Towards the end of the month",
     "While the tide was still low", "As soon as the shops had opened", "At the turn of the season", "One quiet Sunday",
 )  # fmt: skip
 REMARKS = (
