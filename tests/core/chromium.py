@@ -1,6 +1,6 @@
 """A real headless Chromium for tests, driven over a pipe with the DevTools protocol and the standard library only.
 
-`open_page` is what most tests need: it opens a file with every request watched and gives back what went wrong.
+Its page is watched: `Chromium.problems` has what failed to load and what scripts complained of.
 """
 
 from __future__ import annotations
@@ -180,9 +180,11 @@ class Chromium:
     def middle(self, selector: str) -> tuple[float, float]:
         """Where the first element that matches is, after scrolling to it."""
         box = self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); "
-            "e.scrollIntoView({block: 'center', behavior: 'instant'}); const r = e.getBoundingClientRect(); "
-            "return [r.left + r.width / 2, r.top + r.height / 2]; })()"
+            f"(async () => {{ const e = document.querySelector({json.dumps(selector)}); "
+            "e.scrollIntoView({block: 'center', behavior: 'instant'}); "
+            # the scroll event comes with the next frame; what it does must be done before the mouse moves
+            "for (let i = 0; i < 3; i++) await new Promise(requestAnimationFrame); "
+            "const r = e.getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2]; })()"
         )
         return box[0], box[1]
 

@@ -95,7 +95,7 @@ def _grid(figure: HeadMap, scale: Scale, rows: list[Row], pooled: bool, alt: str
     parts = [el("text", "head", x=LEFT, y=12, cls="label"), el("text", "site", x=4, y=TOP - 10, cls="label")]
     parts += [
         el("text", f"H{j}", x=round(LEFT + (j + 0.5) * wide, 2), y=TOP - 8, cls="tick centre")
-        for j in range(0, heads, _every(heads, wide, 30))
+        for j in range(0, heads, _every(heads, wide, 30 if heads <= 10 else 40))
     ]
     outlines = []
     for i, (label, site, values) in enumerate(rows):
