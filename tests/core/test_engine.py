@@ -1,4 +1,4 @@
-"""Every statistic without the matrix against dense float32, under every kind of mask, by both recipes, and its price."""
+"""Every statistic without the matrix against dense float32, under every kind of mask, by both recipes; prices."""
 
 from __future__ import annotations
 

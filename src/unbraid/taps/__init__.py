@@ -13,12 +13,12 @@ from unbraid.taps.observe import (
     Entropy,
     Maps,
     Mass,
-    Observer,
     Outputs,
     Received,
     Rows,
     TopK,
 )
+from unbraid.taps.observer import Observer
 
 __all__ = [
     "ArgMax", "Distance", "Entries", "Entropy", "Maps", "Mass", "Observer", "Outputs", "Received", "Rows", "TopK",

@@ -102,10 +102,10 @@ def kernel_output(final: AttentionCall, c: AttentionCall, edited: bool, log: Log
         return y if final.mask is c.mask else fused.only_seeing(final, y)
     if final.softcap is not None or final.sinks is not None:
         log.sweeps += 1
-        _, y, n = sweep(final, Ask(), [], budget(final.device), output=True)
+        _, made, n = sweep(final, Ask(), [], budget(final.device), output=True)
         log.blocks += n
-        assert y is not None
-        return y.to(final.query.dtype)
+        assert made is not None
+        return made.to(final.query.dtype)
     if final.dropout:
         raise UnbraidError(f"{c.site!r}: a key bias cannot be joined with attention dropout; call model.eval() first.")
     return fused.attend(final, final.value)

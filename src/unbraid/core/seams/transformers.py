@@ -103,7 +103,7 @@ def build(
     causal = False
     if name == "sdpa":  # the eager functions have causality in their mask
         flag = kwargs.get("is_causal")
-        flag = getattr(module, "is_causal", True) if flag is None else flag  # exactly as transformers reads it
+        flag = getattr(module, "is_causal", True) if flag is None else flag  # house: allowed, transformers reads it so
         causal = bool(flag) and mask is None and query.shape[2] > 1
     state: dict[str, Any] = {}
 

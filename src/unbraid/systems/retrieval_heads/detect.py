@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from unbraid.core.attach import attach
 from unbraid.core.calls import Answer, Ask, AttentionCall, Tap
@@ -76,14 +77,13 @@ class RowWatch(Tap):
         self.sink[c.site] = p[0][:, :, 0].cpu() if shift == 0 else torch.zeros(p.shape[1], p.shape[2])
 
 
-def check_model(model: nn.Module, tokenizer: Any) -> None:
+def check_model(model: Any, tokenizer: Any) -> None:
     """Refuses models that cannot run the procedure.
 
     Raises:
         UnbraidError: not a decoder language model with a generation head.
     """
-    config = vars(model).get("config")
-    if config is None or not hasattr(model, "generate") or vars(config).get("is_encoder_decoder"):
+    if not (isinstance(model, PreTrainedModel) and model.can_generate()) or model.config.is_encoder_decoder:
         raise UnbraidError(
             "retrieval_heads needs a decoder language model with a cache (AutoModelForCausalLM), not "
             f"{type(model).__name__}."

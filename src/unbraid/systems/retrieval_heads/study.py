@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unbraid.core.errors import UnbraidError
+from unbraid.core.heads import HeadScores
 from unbraid.core.result import Result
 from unbraid.systems.retrieval_heads.masking import MaskPoint, Mode, Phase, mask_curve, mean_outputs
-from unbraid.systems.retrieval_heads.prose import Difficulty, read_haystack, read_needles
+from unbraid.systems.retrieval_heads.prose import Difficulty, Needle, read_haystack, read_needles
 from unbraid.systems.retrieval_heads.report import Findings, make_result
 from unbraid.systems.retrieval_heads.store import TrialStore
 from unbraid.systems.retrieval_heads.system import RetrievalHeads
@@ -85,9 +86,7 @@ def run(
     Returns:
         Head scores with intervals, the masking curve against controls, and the paper's claims.
     """
-    start = time.perf_counter()
-    given = dict(locals())
-    given.pop("start")
+    given, start = dict(locals()), time.perf_counter()
     check(lengths, trials, seeds, mask_heads, mask_trials, controls)
     sentences = None if haystack is None else read_haystack(haystack)
     facts = None if needles is None else read_needles(needles)
@@ -107,21 +106,41 @@ def run(
     if mask_heads and pooled.n_success_:
         where = list(mask_lengths) or [sorted(lengths)[len(lengths) // 2]]
         unseen = RetrievalHeads(**{**options, "trials": mask_trials, "stop_top": 0}, seed=seed + SEED_STEP)
-        with bar(progress, "Masking", len(where) * mask_trials) as tick:
-            for length in where:
-                prompts = unseen.set_params(lengths=(length,)).make_trials(tokenizer, sentences, facts)
-                mean = mean_outputs(loaded_model, prompts) if mode == "mean" else None
-                curves[length] = mask_curve(
-                    loaded_model, tokenizer, pooled.scores_, prompts, mask_heads, controls=controls, mode=mode,
-                    phase=phase, threshold=threshold, gate=gate, budget=budget, seed=seed, mean=mean,
-                    on_step=lambda *_: tick(), store=store,
-                )  # fmt: skip
+        curves = causal_test(
+            loaded_model, tokenizer, pooled.scores_, unseen, where, sentences, facts, mask_heads, progress,
+            controls=controls, mode=mode, phase=phase, threshold=threshold, gate=gate, budget=budget, seed=seed,
+            store=store,
+        )  # fmt: skip
     other = None
     if compare is not None:
         second, its_tokenizer = load(compare, device, dtype, progress)
         other = RetrievalHeads(**options, seed=seed).fit(second, its_tokenizer, sentences, facts)
     findings = Findings(model, loaded_model, tokenizer, pooled, runs, curves, threshold, compare, other)
     return make_result(findings, given, time.perf_counter() - start)
+
+
+def causal_test(
+    model: Any,
+    tokenizer: Any,
+    scores: HeadScores,
+    unseen: RetrievalHeads,
+    lengths: Sequence[int],
+    sentences: list[str] | None,
+    facts: list[Needle] | None,
+    counts: Sequence[int],
+    progress: bool | None,
+    **settings: Any,
+) -> dict[int, list[MaskPoint]]:
+    """Masking curves per length, on needles that detection never saw."""
+    curves = {}
+    with bar(progress, "Masking", len(lengths) * unseen.trials) as tick:
+        for length in lengths:
+            prompts = unseen.set_params(lengths=(length,)).make_trials(tokenizer, sentences, facts)
+            mean = mean_outputs(model, prompts) if settings["mode"] == "mean" else None
+            curves[length] = mask_curve(
+                model, tokenizer, scores, prompts, counts, mean=mean, on_step=lambda *_: tick(), **settings
+            )
+    return curves
 
 
 def check(
