@@ -293,7 +293,7 @@ def hidden_rows() -> list[Row]:
         table.append(
             {
                 "who": f"output of the {how} kernel",
-                "largest |output|": far(out.values[site][0][0, :, 0], torch.zeros(())),
+                "largest output": far(out.values[site][0][0, :, 0], torch.zeros(())),
             }
         )
     return table

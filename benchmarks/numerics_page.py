@@ -83,7 +83,7 @@ TABLES: dict[str, tuple[str, Callable[[list[Row]], list[Row]]]] = {
     "masses": ("indicator_masses", pick("float32 statistics", "bfloat16 kernel")),
     "width": ("width_trap", pick("value width", "kernel, MiB", "engine, MiB")),
     "bias": ("key_bias", pick("bias", "output", "as a mask")),
-    "hidden": ("hidden_rows", pick("who", "row sum", "largest P", "largest |output|")),
+    "hidden": ("hidden_rows", pick("who", "row sum", "largest P", "largest output")),
     "fast-path": ("torch_fast_path", pick("empty attach", "tapped", "fast path off, no tap")),
     "real": (
         "real_weights",
