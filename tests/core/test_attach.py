@@ -331,3 +331,64 @@ def test_tokens_choose_what_is_averaged() -> None:
     torch.testing.assert_close(torch.tensor(kept.scores().scores[SITE]).float(), want, atol=1e-5, rtol=1e-4)
     with pytest.raises(UnbraidError, match="batch"), attach(f.model, taps.Entropy(), tokens=torch.ones(3, 21)):
         f.run()
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "llama-nopad", "gpt2", "bert", "unet", "t5"])
+@torch.no_grad()
+def test_outputs_made_from_blocks_stay_within_rounding(name: str) -> None:
+    f = FAMILIES[name]()
+    plain = logits_of(f.run())
+    with attach(f.model, taps.Entropy(), taps.ArgMax(), bitwise=False, recipe="rows"):
+        seen = logits_of(f.run())
+    error = (plain - seen).abs()
+    if f.rows is not None and error.shape[1] == f.rows.shape[1]:
+        error = error[f.rows]
+    assert float(error.max()) < 1e-5 * max(1.0, float(plain.abs().max()))
+
+
+@torch.no_grad()
+def test_static_caches_are_tapped_alike(llama) -> None:
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    dynamic, static = taps.Rows([-1], keep="all"), taps.Rows([-1], keep="all")
+    with attach(llama.model, dynamic):
+        a = llama.model.generate(**llama.inputs, **options)
+    with attach(llama.model, static):
+        b = llama.model.generate(**llama.inputs, **options, cache_implementation="static", disable_compile=True)
+    assert torch.equal(a, b)
+    for x, y in zip(dynamic.values[SITE], static.values[SITE], strict=True):
+        n = x.shape[-1]
+        assert float((x - y[..., :n]).abs().max()) < 1e-5
+        assert float(y[..., n:].abs().max() if y.shape[-1] > n else 0.0) == 0
+
+
+def test_a_function_imported_by_name_is_seen(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    (tmp_path / "own_attention.py").write_text(
+        "from torch import nn\n"
+        "from torch.nn.functional import scaled_dot_product_attention\n"
+        "class Own(nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return scaled_dot_product_attention(x, x, x)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = importlib.import_module("own_attention")
+    before = file.scaled_dot_product_attention
+    entropy = taps.Entropy()
+    with attach(file.Own(), entropy) as session:
+        session.model(torch.randn(2, 3, 7, 4))
+    assert entropy.values[""][0].shape == (2, 3, 7)
+    assert file.scaled_dot_product_attention is before
+
+
+def test_three_dimensional_operands_are_one_head() -> None:
+    class Own(nn.Module):
+        def forward(self, x):
+            return F.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+    model, x = Own(), torch.randn(2, 7, 4)
+    maps = taps.Maps()
+    with attach(model, maps):
+        y = model(x)
+    assert torch.equal(y, model(x))
+    torch.testing.assert_close(maps.values[""][0][:, 0] @ x, y)

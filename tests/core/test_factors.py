@@ -168,7 +168,8 @@ def test_numpy_is_enough():
 
 
 def test_a_loader_gives_tensors_and_fit_loop_takes_the_data():
-    torch = pytest.importorskip("torch")
+    import torch
+
     from unbraid.core.train import fit_loop
 
     data = FactorData.grid(SIZES, lambda row: row.astype(np.float32))

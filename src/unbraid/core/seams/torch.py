@@ -96,7 +96,8 @@ def build(
 ) -> AttentionCall:
     """The call as taps see it; three-dimensional operands get a single head."""
     query, key, value, mask, dropout, causal = given
-    if query.dim() == 3:
+    single = query.dim() == 3
+    if single:
         query, key, value = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
         mask = mask.unsqueeze(-3) if mask is not None and mask.dim() == 3 else mask
 
@@ -109,6 +110,10 @@ def build(
             seen = torch.ones(c.queries, c.keys, dtype=torch.bool, device=c.device).tril_()
             own = own & seen if own.dtype == torch.bool else own.masked_fill(~seen, torch.finfo(own.dtype).min)
             causal_flag = False
+        if single:  # torch takes another kernel for three dimensions: the same one, so that looking changes no bit
+            own = own.squeeze(-3) if own is not None and own.dim() > 2 else own
+            q, k, v = c.query.squeeze(1), c.key.squeeze(1), c.value.squeeze(1)
+            return SDPA(q, k, v, own, c.dropout, causal_flag, scale=c.scale).unsqueeze(1)
         grouped = enable_gqa and c.key.shape[1] != c.query.shape[1]
         return SDPA(c.query, c.key, c.value, own, c.dropout, causal_flag, scale=c.scale, enable_gqa=grouped)
 
