@@ -258,3 +258,8 @@ def test_padding_of_values_keeps_memory_linear() -> None:
     largest = max(e.nbytes() for e in profile.profiler.kineto_results.events() if e.name() == "[memory]")
     assert fused.Counter.calls == before + 1
     assert largest < 4 * 2048 * 2048 * 4 / 8
+
+
+def test_shapes_are_checked_under_pytest() -> None:
+    with pytest.raises(Exception, match="chunks"):
+        top_of(torch.zeros(2, 3, 128), torch.zeros(5, 2), 1)

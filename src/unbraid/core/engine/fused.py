@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from unbraid.core.calls import Ask, AttentionCall
@@ -61,7 +62,7 @@ def biased(c: AttentionCall, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor
     return torch.cat([query, one], -1), torch.cat([key, extra], -1)
 
 
-def attend(c: AttentionCall, values: Tensor) -> Tensor:
+def attend(c: AttentionCall, values: Float[Tensor, "b G K g"]) -> Float[Tensor, "B H Q g"]:
     """P @ values by one fused call per head width of values.
 
     Args:
@@ -116,7 +117,7 @@ def allowed_keys(c: AttentionCall) -> Tensor | None:
     return None if bool(allowed.all()) else allowed
 
 
-def only_seeing(c: AttentionCall, out: Tensor) -> Tensor:
+def only_seeing(c: AttentionCall, out: Float[Tensor, "B H Q v"]) -> Float[Tensor, "B H Q v"]:
     """Zeroes the output rows [B, H, Q, *] of queries that the mask lets see no key."""
     if c.mask is None:
         return out
@@ -129,7 +130,7 @@ def only_seeing(c: AttentionCall, out: Tensor) -> Tensor:
     return torch.where(alive[..., None], out, 0.0)
 
 
-def received(c: AttentionCall, weights: Tensor) -> Tensor:
+def received(c: AttentionCall, weights: Float[Tensor, "*lead Q w"]) -> Float[Tensor, "B H K w"]:
     """P^T @ weights as a gradient with respect to the values of a fused call; no gradient flows through it.
 
     Args:
@@ -153,7 +154,7 @@ def _clone(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.detach().clone()
 
 
-def lse(c: AttentionCall) -> Tensor:
+def lse(c: AttentionCall) -> Float[Tensor, "B H Q"]:
     """Row log-sum-exp of the masked logits [B, H, Q], float32, sink logits excluded; -inf on rows that see nothing."""
     if c.device.type == "cpu" and c.key.shape[-1] == c.query.shape[-1]:
         query, key = biased(c, c.query.float(), c.key.float())
@@ -173,7 +174,7 @@ def lse(c: AttentionCall) -> Tensor:
     return answer.lse
 
 
-def entropy(c: AttentionCall, log_z: Tensor) -> Tensor:
+def entropy(c: AttentionCall, log_z: Float[Tensor, "B H Q"]) -> Float[Tensor, "B H Q"]:
     """Row entropies in nats [B, H, Q] in float32, given `lse(c)`; one fused call with the keys as values."""
     plain = c.replace(sinks=None)
     key, query = c.expand(c.key).float(), c.query.float()
@@ -191,7 +192,9 @@ def entropy(c: AttentionCall, log_z: Tensor) -> Tensor:
     return torch.where(log_z.isfinite(), factor * (out - factor.log()), 0.0)
 
 
-def entries(c: AttentionCall, rows: Tensor, keys: Tensor, log_z: Tensor) -> Tensor:
+def entries(
+    c: AttentionCall, rows: Int[Tensor, " m"], keys: Int[Tensor, " m"], log_z: Float[Tensor, "B H Q"]
+) -> Float[Tensor, "B H m"]:
     """Chosen probabilities P[..., rows, keys] [B, H, m] in float32, given `lse(c)`; O(m) memory."""
     q, k = c.query[:, :, rows].float(), c.expand(c.key)[:, :, keys].float()
     logit = (q * k).sum(-1) * c.scale

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from unbraid.core.calls import AttentionCall
@@ -41,7 +42,9 @@ def grouped(x: Tensor, groups: int, rep: int, b: slice, g: slice) -> Tensor:
     return x.reshape(x.shape[0], groups, rep, *x.shape[2:])[:, g]
 
 
-def apply_masks(s: Tensor, c: AttentionCall, rows: tuple[int, int], limit: int, b: slice, g: slice) -> Tensor:
+def apply_masks(
+    s: Float[Tensor, "b g rep r width"], c: AttentionCall, rows: tuple[int, int], limit: int, b: slice, g: slice
+) -> Float[Tensor, "b g rep r width"]:
     """Caps, biases and masks raw logits s = scale * q k of shape [b, g, rep, r, >= limit], in place.
 
     Columns from `limit` on are hidden. `rows` are the first and last + 1 query index of the block.
@@ -72,7 +75,7 @@ def apply_masks(s: Tensor, c: AttentionCall, rows: tuple[int, int], limit: int, 
     return s
 
 
-def two_level_max(s: Tensor) -> tuple[Tensor, Tensor]:
+def two_level_max(s: Float[Tensor, "*rows width"]) -> tuple[Float[Tensor, "*rows"], Float[Tensor, "*rows chunks"]]:
     """Row maxima and the maxima of each chunk of 64 columns; s is [..., width], width a multiple of 64.
 
     One vectorised pass instead of torch's maximum-with-index, which is four times slower on CPU.
@@ -81,7 +84,7 @@ def two_level_max(s: Tensor) -> tuple[Tensor, Tensor]:
     return chunks.amax(-1), chunks
 
 
-def top_of(s: Tensor, chunks: Tensor, k: int) -> Tensor:
+def top_of(s: Float[Tensor, "*rows width"], chunks: Float[Tensor, "*rows chunks"], k: int) -> Int[Tensor, "*rows k"]:
     """Key indices [..., k] of the k largest logits per row, largest first; for k = 1 the lowest index among ties.
 
     The k largest values of a row lie in the k chunks with the largest maxima, so only these are sorted.
@@ -97,7 +100,7 @@ def top_of(s: Tensor, chunks: Tensor, k: int) -> Tensor:
     return wanted.gather(-1, best // CHUNK) * CHUNK + best % CHUNK
 
 
-def dense(c: AttentionCall, dtype: torch.dtype = torch.float32) -> Tensor:
+def dense(c: AttentionCall, dtype: torch.dtype = torch.float32) -> Float[Tensor, "B H Q K"]:
     """P [B, H, Q, K] of a (small) call, differentiable: the definition that everything else is tested on.
 
     Rows that may see no key are zero. With sink logits the rows sum to less than one, as in the model.

@@ -7,7 +7,11 @@ the previous-token signal first.
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -172,3 +176,22 @@ def check_copy_model(seed: int = 0, progress: bool | None = None) -> dict[str, f
         "drop_both": plain - accuracy(model, seed + 2, truth),
         "drop_random": float(np.mean(drops)),
     }
+
+
+def check_seeds(seeds: int, out: Path) -> dict[str, Any]:
+    """`check_copy_model` over seeds 0, 1, ...; rewrites `out` after each, so that an interrupted run keeps what it has."""
+    rows: list[dict[str, float]] = []
+    for seed in range(seeds):
+        rows.append({"seed": float(seed), **check_copy_model(seed)})
+        names = [n for n in rows[0] if n != "seed"]
+        summary = {n: {"mean": float(np.mean([r[n] for r in rows])), "min": min(r[n] for r in rows)} for n in names}
+        data = {"what": check_copy_model.__doc__, "torch": torch.__version__, "summary": summary, "seeds": rows}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, out)
+    return data
+
+
+if __name__ == "__main__":
+    print(json.dumps(check_seeds(5, Path("results/retrieval_heads/copy_model.json"))["summary"], indent=1))
