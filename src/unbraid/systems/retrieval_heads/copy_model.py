@@ -179,7 +179,7 @@ def check_copy_model(seed: int = 0, progress: bool | None = None) -> dict[str, f
 
 
 def check_seeds(seeds: int, out: Path) -> dict[str, Any]:
-    """`check_copy_model` over seeds 0, 1, ...; rewrites `out` after each, so that an interrupted run keeps what it has."""
+    """`check_copy_model` over seeds 0, 1, ...; `out` is rewritten after each, so nothing is lost."""
     rows: list[dict[str, float]] = []
     for seed in range(seeds):
         rows.append({"seed": float(seed), **check_copy_model(seed)})
