@@ -83,8 +83,8 @@ def run_call(c: AttentionCall, taps: Sequence[tuple[Tap, str]], options: Options
 def _as_rows(tap: Tap, c: AttentionCall) -> Callable[[AttentionCall, Tensor, int], Tensor | None]:
     if tap.out_as_rows is None:
         raise UnbraidError(
-            f"{type(tap).__name__} edits head outputs, but {c.site!r} shows its probabilities only (softmax seam); use "
-            "ablate, scale, to_identity, bias or allow there."
+            f"{type(tap).__name__} works on head outputs, but {c.site!r} shows its probabilities only (softmax seam); "
+            "use ablate, scale, to_identity, bias or allow there."
         )
     return tap.out_as_rows
 
