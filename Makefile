@@ -64,7 +64,7 @@ bench: $(VENV)/.dev
 studies: $(VENV)/.dev
 	@$(RUN) -m pytest -m study --timeout=3600 $(ARGS)
 	@$(RUN) -m unbraid.systems.retrieval_heads.copy_model
-	@$(BIN)/unbraid run retrieval_heads --lengths 512,1024,2048,4096 --seeds 3 --trials 12 --mask-trials 6 \
+	@$(BIN)/unbraid run retrieval_heads --lengths 512,1024,2048,4096 --seeds 3 --trials 12 --mask-trials 5 \
 		--mask-heads 2,5,10,20,30,50,100 --mask-lengths 512,1024,2048,4096 --keep runs/studies/retrieval_heads \
 		--out results/retrieval_heads/smollm2-$$(date +%Y%m%d-%H%M%S)
 
