@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,33 +202,33 @@ def copied(watch: RowWatch, trial: Trial, row: int, hits: np.ndarray) -> np.ndar
     return (best[..., None] == where) & hits
 
 
+def greedy(model: nn.Module, tokenizer: Any, token: int, cache: Any, budget: int) -> Iterator[int]:
+    """Tokens of a greedy answer after `token`, one forward each; ends at an end token, a line break or the budget."""
+    stop, said = stop_ids(model, tokenizer), []
+    for _ in range(budget):
+        token = int(feed(model, [token], cache)[0][-1].argmax())
+        if token in stop:
+            return
+        said.append(token)
+        yield token
+        if "\n" in tokenizer.decode([token]) and tokenizer.decode(said).strip():
+            return
+
+
 def _decode(
     model: nn.Module, tokenizer: Any, trial: Trial, cache: Any, watch: RowWatch, budget: int, same: Same
 ) -> tuple[str, np.ndarray, np.ndarray, np.ndarray, int]:
     """Greedy decoding with one row per head and step; the row used is that of the query that predicts the token."""
-    token, said = trial.ids[-1], []
-    flags: np.ndarray | None = None
-    mass: np.ndarray | None = None
-    sink: np.ndarray | None = None
-    stop = stop_ids(model, tokenizer)
-    watch.total = len(trial.ids) - 1
-    for _ in range(budget):
-        watch.total += 1
-        logits, cache = feed(model, [token], cache)
-        token = int(logits[-1].argmax())
-        if token in stop:
-            break
+    shape = _table(watch.entries).shape
+    flags = np.zeros((*shape[:2], shape[-1]), bool)
+    mass, sink = np.zeros(shape[:2]), np.zeros(shape[:2])
+    watch.total, said = len(trial.ids), []
+    for token in greedy(model, tokenizer, trial.ids[-1], cache, budget):
         said.append(token)
-        if "\n" in tokenizer.decode([token]) and tokenizer.decode(said).strip():
-            break
-        new = copied(watch, trial, 0, same.hits(token))
-        here, first = _table(watch.entries)[:, :, 0].sum(-1), _table(watch.sink)[:, :, 0]
-        flags = new if flags is None else flags | new
-        mass = here if mass is None else mass + here
-        sink = first if sink is None else sink + first
-    if flags is None or mass is None or sink is None:  # the model said nothing
-        shape = _table(watch.entries).shape
-        flags, mass, sink = np.zeros((*shape[:2], shape[-1]), bool), np.zeros(shape[:2]), np.zeros(shape[:2])
+        flags |= copied(watch, trial, 0, same.hits(token))
+        mass += _table(watch.entries)[:, :, 0].sum(-1)
+        sink += _table(watch.sink)[:, :, 0]
+        watch.total += 1
     steps = max(1, len(said))
     return tokenizer.decode(said, skip_special_tokens=True).strip(), flags, mass / steps, sink / steps, len(said)
 
@@ -259,23 +259,11 @@ def stop_ids(model: Any, tokenizer: Any) -> set[int]:
 @torch.inference_mode()
 def answer_from(
     model: nn.Module, tokenizer: Any, trial: Trial, cache: Any, budget: int, taps: Sequence[Tap] = ()
-) -> tuple[str, Any]:
-    """Greedy answer over a prefilled cache under some edits; returns it and the cache to go on from.
-
-    The cache given must be that of `prefill`; it is cut back afterwards (or left untouched where it cannot be).
-    """
-    n = len(trial.ids) - 1
+) -> str:
+    """Greedy answer over a prefilled cache under some edits; the cache is afterwards as it was."""
     work = cache if rewindable(cache) else copy.deepcopy(cache)
-    stop, token, said = stop_ids(model, tokenizer), trial.ids[-1], []
     with attach(model, *taps):
-        for _ in range(budget):
-            logits, work = feed(model, [token], work)
-            token = int(logits[-1].argmax())
-            if token in stop:
-                break
-            said.append(token)
-            if "\n" in tokenizer.decode([token]) and tokenizer.decode(said).strip():
-                break
+        said = list(greedy(model, tokenizer, trial.ids[-1], work, budget))
     if work is cache:
-        cut_back(cache, n)
-    return tokenizer.decode(said, skip_special_tokens=True).strip(), cache
+        cut_back(cache, len(trial.ids) - 1)
+    return tokenizer.decode(said, skip_special_tokens=True).strip()

@@ -175,5 +175,5 @@ def masked_answers(
         if phase == "all" and edits:
             with attach(model, *edits):
                 own = prefill(model, trial)
-        out.append(answer_from(model, tokenizer, trial, own, budget, edits)[0])
+        out.append(answer_from(model, tokenizer, trial, own, budget, edits))
     return out
