@@ -380,7 +380,9 @@ def test_claims_and_page_of_a_small_study(tokenizer, tmp_path: Path, monkeypatch
 def test_copy_model_with_known_heads() -> None:
     from unbraid.systems.retrieval_heads.copy_model import check_copy_model
 
+    # seed 0; over five seeds the detector finds exactly these heads on three: results/retrieval_heads/copy_model.json
     found = check_copy_model(0)
     assert found["accuracy"] >= 0.98
     assert found["precision"] == found["recall"] == 1.0
-    assert found["drop_top"] >= 0.4
+    assert found["drop_both"] >= 0.9
+    assert found["drop_random"] <= 0.05
