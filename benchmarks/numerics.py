@@ -317,38 +317,41 @@ def torch_fast_path() -> list[Row]:
 
 @torch.no_grad()
 def real_weights(length: int = 512) -> list[Row]:
-    """SmolLM2 on a licence text: the spot check over all 30 layers, and `bitwise=False`."""
+    """SmolLM2 on a licence text: the spot check over all 30 layers, `bitwise=False`, and the model's own eager run."""
     from unbraid import zoo
 
     loaded = zoo.load("smollm2")
     ids = loaded.tokenizer((ROOT / "LICENSE").read_text(encoding="utf-8"), return_tensors="pt").input_ids[:, :length]
     f = Family(loaded.model, {"input_ids": ids, "use_cache": False}, dict, {})
     plain = logits_of(f.run())
-    loaded.model.set_attn_implementation("eager")
-    other = logits_of(f.run())
-    loaded.model.set_attn_implementation("sdpa")
-    largest = float(plain.abs().max())
-    table: list[Row] = [{"recipe": "the model's own eager", "logits": far(other, plain), "largest logit": largest}]
-    for recipe, bitwise in (("rows", True), ("fused", True), ("rows", False)):
-        want = (
-            taps.Entropy(),
-            taps.Mass({"first": [0]}),
-            taps.Received(),
-            *([taps.ArgMax()] if recipe == "rows" else []),
-        )
+    table: list[Row] = []
+    entropies: dict[str, dict[str, list[Tensor]]] = {}
+    for recipe, bitwise, how in (
+        ("rows", True, "sdpa"),
+        ("fused", True, "sdpa"),
+        ("rows", False, "sdpa"),
+        ("rows", True, "eager"),
+    ):
+        loaded.model.set_attn_implementation(how)
+        want = [taps.Entropy(), taps.Mass({"first": [0]}), taps.Received()]
+        want += [taps.ArgMax()] if recipe == "rows" else []
         with attach(f.model, *want, recipe=recipe, bitwise=bitwise, check=64) as session:
             out = logits_of(f.run())
+        name = f"{how}, {recipe}{'' if bitwise else ', bitwise=False'}"
+        entropies[name] = want[0].values
         table.append(
             {
-                "recipe": recipe,
-                "bitwise": bitwise,
+                "run": name,
                 "rows checked": session.log.checked_rows,
                 "largest error": session.log.largest_error,
-                "logits": far(out, plain),
-                "largest logit": largest,
+                "logits moved": far(out, plain),
+                "largest logit": float(plain.abs().max()),
                 "next tokens that differ": int((out.argmax(-1) != plain.argmax(-1)).sum()),
             }
         )
+    first = entropies["sdpa, rows"]
+    for row in table:
+        row["entropy moved"] = max(far(entropies[row["run"]][site][0], first[site][0]) for site in first)
     return table
 
 

@@ -20,11 +20,11 @@ Row = dict[str, Any]
 Tables = dict[str, list[Row]]
 
 
-def pick(*names: str, **renamed: str) -> Callable[[list[Row]], list[Row]]:
-    """Some columns of a table, in this order, under these names."""
+def pick(*names: str) -> Callable[[list[Row]], list[Row]]:
+    """Some columns of a table, in this order."""
 
     def chosen(rows: list[Row]) -> list[Row]:
-        return [{renamed.get(n.replace(" ", "_"), n): row.get(n) for n in names} for row in rows]
+        return [{n: row.get(n) for n in names} for row in rows]
 
     return chosen
 
@@ -88,8 +88,7 @@ TABLES: dict[str, tuple[str, Callable[[list[Row]], list[Row]]]] = {
     "real": (
         "real_weights",
         pick(
-            "recipe", "bitwise", "rows checked", "largest error", "logits", "next tokens that differ",
-            logits="logits moved",
+            "run", "rows checked", "largest error", "logits moved", "entropy moved", "next tokens that differ"
         ),
     ),
 }  # fmt: skip
