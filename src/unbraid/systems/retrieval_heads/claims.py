@@ -10,6 +10,7 @@ from unbraid.core.claim import Claim
 from unbraid.systems.retrieval_heads import CARD
 
 if TYPE_CHECKING:
+    from unbraid.systems.retrieval_heads.masking import MaskPoint
     from unbraid.systems.retrieval_heads.report import Findings
 
 PAPER_LARGEST_SHARE = 0.062  # Mixtral, recomputed from the published score files
@@ -69,32 +70,40 @@ def many_zero(f: Findings) -> dict[str, Any]:
 
 
 def causal(f: Findings) -> dict[str, Any]:
-    """Accuracy lost to masking top heads, against random heads of the same layers."""
+    """Answers kept with top heads masked, against random heads of the same layers."""
     if not f.curves:
         return {"measured": None, "comparator": None, "holds": None, "note": "The causal test was left out."}
-    gaps, tops, randoms, plain = [], [], [], []
-    for points in f.curves.values():
-        n = len(points[0].success)
-        for t in range(n):
-            top = [p.success[t] for p in points if p.kind == "retrieval"]
-            random = [p.success[t] for p in points if p.kind == "random"]
-            tops.append(float(np.mean(top)))
-            randoms.append(float(np.mean(random)))
-            gaps.append(randoms[-1] - tops[-1])
-            plain.append(float(points[0].success[t]))
+    tops, randoms = kept(f.curves, "retrieval"), kept(f.curves, "random")
+    trials = sum(len(points[0].success) for points in f.curves.values())
+    counts = sorted(tops)
+    if not tops[counts[0]]:
+        note = f"None of the {trials} trials was answered without masks."
+        return {"measured": None, "comparator": None, "holds": None, "note": note}
+    top = np.mean([tops[k] for k in counts], 0)
+    random = np.mean([randoms[k] for k in counts], 0)
+    gap = random - top
     rng = np.random.default_rng(0)
-    x = np.array(gaps)
-    draws = [x[rng.integers(len(x), size=len(x))].mean() for _ in range(999)]
+    draws = [gap[rng.integers(len(gap), size=len(gap))].mean() for _ in range(999)]
     low, high = (float(np.quantile(draws, q)) for q in (0.025, 0.975))
-    counts = sorted({p.masked for points in f.curves.values() for p in points if p.masked})
     return {
-        "measured": f"answered {np.mean(tops):.0%} with top heads masked, {np.mean(randoms):.0%} with random ones",
-        "interval": None, "n": len(gaps),
-        "comparator": f"no heads masked: {np.mean(plain):.0%}",
-        "holds": bool(low > 0) if len(gaps) > 1 else None,
-        "note": f"Mean over {', '.join(map(str, counts))} masked heads; the difference is {x.mean():.2f}, 95 % "
-        f"interval [{low:.2f}, {high:.2f}] over trials, and holds when that is above 0.",
+        "measured": f"{top.mean():.0%} of answers kept with top heads masked, {random.mean():.0%} with random ones",
+        "n": len(gap), "comparator": f"no heads masked: {len(gap)} of {trials} trials answered",
+        "holds": bool(low > 0) if len(gap) > 1 else None,
+        "note": f"Mean over {', '.join(map(str, counts))} masked heads, on trials answered without masks; the "
+        f"difference is {gap.mean():.2f}, 95 % interval [{low:.2f}, {high:.2f}] over trials; "
+        "holds when that is above 0.",
     }  # fmt: skip
+
+
+def kept(curves: dict[int, list[MaskPoint]], kind: str) -> dict[int, list[float]]:
+    """Masked heads -> per trial that is answered without masks, the share of draws in which it still is."""
+    out: dict[int, list[float]] = {}
+    for points in curves.values():
+        answered = [t for t, right in enumerate(points[0].success) if right]
+        for k in sorted({p.masked for p in points if p.kind == kind}):
+            draws = [p.success for p in points if p.kind == kind and p.masked == k]
+            out.setdefault(k, []).extend(float(np.mean([d[t] for d in draws])) for t in answered)
+    return out
 
 
 def sample_efficient(f: Findings) -> dict[str, Any]:

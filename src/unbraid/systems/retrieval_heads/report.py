@@ -17,7 +17,7 @@ from unbraid.core.heads import Head, HeadScores, HeadSet
 from unbraid.core.result import Result
 from unbraid.core.series import Series
 from unbraid.systems.retrieval_heads import CARD
-from unbraid.systems.retrieval_heads.claims import measure
+from unbraid.systems.retrieval_heads.claims import kept, measure
 from unbraid.systems.retrieval_heads.detect import feed, prefill
 from unbraid.systems.retrieval_heads.masking import MaskPoint
 from unbraid.systems.retrieval_heads.system import RetrievalHeads
@@ -37,6 +37,7 @@ class Findings:
     threshold: float
     compare: str | None = None
     other: RetrievalHeads | None = None
+    read_back: int = 0
 
 
 def make_result(f: Findings, params: dict[str, Any], seconds: float) -> Result:
@@ -48,7 +49,7 @@ def make_result(f: Findings, params: dict[str, Any], seconds: float) -> Result:
     arrays: dict[str, Any] = {}
     if found.n_success_:
         tables["top heads"] = top_rows(f)
-        figures += [head_map(f), *mask_lines(f), example(f), activation(f), sparsity(f)]
+        figures += [head_map(f), *kept_lines(f), example(f), *mask_lines(f), activation(f), sparsity(f)]
         arrays = {name: t.array for name, t in score_tables(found).items()}
         tables["agreement"] = agreement(f)
     else:
@@ -71,7 +72,7 @@ def make_result(f: Findings, params: dict[str, Any], seconds: float) -> Result:
         figures=figures,
         arrays=arrays,
         notes=notes,
-        meta={"seed": params.get("seed", 0), "seconds": round(seconds, 1)},
+        meta={"seed": params.get("seed", 0), "seconds": round(seconds, 1), "pieces_read_back": f.read_back},
     )
 
 
@@ -141,6 +142,29 @@ def curve(points: list[MaskPoint], kind: str) -> dict[int, tuple[float, float, f
     return out
 
 
+def kept_lines(f: Findings) -> list[Figure]:
+    """Answers that survive masking, all lengths together; only trials that the model answers without masks."""
+    series, n = [], 0
+    for kind, label in (("retrieval", "top retrieval heads masked"), ("random", "random heads of the same layers")):
+        found = {k: _interval(v) for k, v in kept(f.curves, kind).items() if v}
+        n = max([n, *(len(v) for v in kept(f.curves, kind).values())])
+        x = [0, *found]
+        y = [(1.0, 1.0, 1.0), *found.values()]
+        series.append(Series(label, x, [v[0] for v in y], [v[1] for v in y], [v[2] for v in y]))
+    if not n:
+        return []
+    return [
+        Lines(
+            "Answers that survive masking",
+            series,
+            x_label="masked heads",
+            y_label="share of answers kept",
+            caption=f"{n} trials that the model answers without masks, all lengths together, with needles that "
+            "detection never saw; bands are 95 % bootstrap intervals over trials.",
+        )
+    ]
+
+
 def mask_lines(f: Findings) -> list[Figure]:
     """Accuracy against masked heads, one figure per length."""
     figures: list[Figure] = []
@@ -158,7 +182,8 @@ def mask_lines(f: Findings) -> list[Figure]:
                 series,
                 x_label="masked heads",
                 y_label="share of trials answered",
-                caption=f"{n} trials with needles that detection never saw; bands are 95 % bootstrap intervals.",
+                caption=f"All {n} trials of this length, also those that fail without masks; bands are 95 % bootstrap "
+                "intervals.",
             )
         )
     return figures
@@ -308,6 +333,10 @@ def remarks(f: Findings) -> list[str]:
         "only these score heads, so scores are conditional on success.",
         "Haystacks are generated prose and needles made-up facts; a short run shows the top heads, not fine ranks.",
     ]
+    if f.read_back:
+        out.append(
+            f"{f.read_back} trials were finished by an earlier run and read back (--keep); the seconds leave them out."
+        )
     if weak:
         out.append(f"At {', '.join(weak)} tokens the model answers fewer than half of the trials.")
     return out

@@ -28,7 +28,7 @@ class TrialStore:
     """
 
     def __init__(self, folder: Path | None, context: dict[str, Any]) -> None:
-        self.folder = folder
+        self.folder, self.read_back = folder, 0
         self.context = json.dumps(context, sort_keys=True, default=str)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -48,6 +48,7 @@ class TrialStore:
             meta = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         except (OSError, ValueError, SafetensorError):
             return None
+        self.read_back += 1
         tables: dict[str, Any] = {name: arrays[name] for name in ARRAYS}
         return Outcome(trial, meta["answer"], meta["recall"], steps=meta["steps"], **tables)
 
@@ -67,9 +68,11 @@ class TrialStore:
         if self.folder is None:
             return None
         try:
-            return json.loads(self._path(kind, key, ".json").read_text(encoding="utf-8"))
+            found = json.loads(self._path(kind, key, ".json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
+        self.read_back += 1
+        return found
 
     def save(self, kind: str, key: Any, data: Any) -> None:
         """Writes plain data under a key."""

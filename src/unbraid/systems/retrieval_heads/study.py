@@ -115,7 +115,9 @@ def run(
     if compare is not None:
         second, its_tokenizer = load(compare, device, dtype, progress)
         other = RetrievalHeads(**options, seed=seed).fit(second, its_tokenizer, sentences, facts)
-    findings = Findings(model, loaded_model, tokenizer, pooled, runs, curves, threshold, compare, other)
+    findings = Findings(
+        model, loaded_model, tokenizer, pooled, runs, curves, threshold, compare, other, store.read_back
+    )
     return make_result(findings, given, time.perf_counter() - start)
 
 
