@@ -111,10 +111,7 @@ def run(
             controls=controls, mode=mode, phase=phase, threshold=threshold, gate=gate, budget=budget, seed=seed,
             store=store,
         )  # fmt: skip
-    other = None
-    if compare is not None:
-        second, its_tokenizer = load(compare, device, dtype, progress)
-        other = RetrievalHeads(**options, seed=seed).fit(second, its_tokenizer, sentences, facts)
+    other = None if compare is None else another(compare, options, seed, sentences, facts, device, dtype, progress)
     findings = Findings(
         model, loaded_model, tokenizer, pooled, runs, curves, threshold, compare, other, store.read_back
     )
@@ -143,6 +140,22 @@ def causal_test(
                 model, tokenizer, scores, prompts, counts, mean=mean, on_step=lambda *_: tick(), **settings
             )
     return curves
+
+
+def another(
+    name: str,
+    options: dict[str, Any],
+    seed: int,
+    sentences: list[str] | None,
+    facts: list[Needle] | None,
+    device: str | None,
+    dtype: str | None,
+    progress: bool | None,
+) -> RetrievalHeads:
+    """The first seed's detection on a second model."""
+    model, tokenizer = load(name, device, dtype, progress)
+    with bar(progress, f"Detecting in {name}", options["trials"]) as tick:
+        return RetrievalHeads(**options, seed=seed).fit(model, tokenizer, sentences, facts, lambda *_: tick())
 
 
 def check(
