@@ -59,7 +59,8 @@ docs: $(VENV)/.docs
 	@echo "The site is in site/index.html"
 
 bench: $(VENV)/.dev
-	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+	-@$(PYTHON) -m benchmarks.peers.build
+	@$(BIN)/python -m benchmarks.attention_statistics $(ARGS)
 
 studies: $(VENV)/.dev
 	@$(RUN) -m pytest -m study --timeout=3600 $(ARGS)

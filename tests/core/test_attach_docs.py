@@ -119,7 +119,7 @@ def test_refused_as_the_page_says(llama, message: str) -> None:
     assert live.left_behind() == []
 
 
-def test_nested_sessions_are_answered_together_under_the_outer_options(llama) -> None:
+def test_nested_sessions_are_answered_together_under_joined_options(llama) -> None:
     outer, inner = taps.Entropy(), taps.Mass({"first": [0]})
     with torch.no_grad(), attach(llama.model, outer, check=3, recipe="rows") as first, attach(llama.model, inner):
         llama.run()

@@ -47,7 +47,7 @@ class Prediction:
     blocks: int
     bytes: int
     seconds: float
-    plans: dict[str, Plan]
+    plans: dict[str, list[Plan]]
 
     def __str__(self) -> str:
         return (
@@ -91,18 +91,10 @@ class Session:
         if self._open:
             raise UnbraidError("This attach is open already; make a new one with attach(model, ...) to nest.")
         self._open, self.thread = True, threading.get_ident()
-        self._fast = None
-        if (
-            "torch" in self.seams
-            and self.taps
-            and any(isinstance(m, nn.MultiheadAttention) for m in self.model.modules())
-        ):
-            self._fast = torch.backends.mha.get_fastpath_enabled()
-            torch.backends.mha.set_fastpath_enabled(False)
         if "transformers" in self.seams:
             transformers_seam.install()
         if "torch" in self.seams:
-            torch_seam.install(self.model)
+            torch_seam.install(self.model, bool(self.taps))
         if "softmax" in self.seams:
             softmax.install()
         live.opened(self)
@@ -115,11 +107,9 @@ class Session:
         if "transformers" in self.seams:
             transformers_seam.uninstall()
         if "torch" in self.seams:
-            torch_seam.uninstall(self.model)
+            torch_seam.uninstall(self.model, bool(self.taps))
         if "softmax" in self.seams:
             softmax.uninstall()
-        if self._fast is not None:
-            torch.backends.mha.set_fastpath_enabled(self._fast)
         self._open = False
         for tap in self.taps:
             tap.closed(self)
@@ -138,7 +128,7 @@ class Session:
         found: Sequence[tuple[Session, str]],
         taps: Sequence[tuple[Tap, str, Session]],
     ) -> Tensor:
-        """Runs one call for all sessions it concerns; the outermost session's options and log count."""
+        """Runs one call for all sessions it concerns, with their options joined; each of them gets what happened."""
         kind = call.kind
         for session, site in found:
             if not session._wanted(site):
@@ -150,8 +140,12 @@ class Session:
                 known = session.sites[site] = Site(site, len(session.sites), kind, call.heads)
             known.calls += 1
             call = call.replace(index=known.index, kind=known.kind)
-        owner = next(s for s, site in found if s.taps_at(site))
-        return run_call(call, [(tap, site) for tap, site, _ in taps], owner.options, owner.log)
+        busy = [s for s, site in found if s.taps_at(site)]
+        log = Log()
+        y = run_call(call, [(tap, site) for tap, site, _ in taps], joined([s.options for s in busy]), log)
+        for session in busy:
+            session.log.add(log)
+        return y
 
     def predict(self, forward: Callable[[], Any] | Mapping[str, Any], length: int | None = None) -> Prediction:
         """Says what the taps will cost before they run: one plain forward, in which questions are planned only.
@@ -168,8 +162,8 @@ class Session:
         dry._wanted = self._wanted
         with dry, torch.no_grad():
             forward() if callable(forward) else self.model(**forward)
-        plans: dict[str, Plan] = {}
-        for site, (shape, wanted, chosen) in dry.log.plans.items():
+        plans: dict[str, list[Plan]] = {}
+        for site, shape, wanted, chosen in dry.log.plans:
             if length is not None and shape.queries == shape.keys:
                 shape = replace(shape, queries=length, keys=length)
                 device = next(self.model.parameters()).device
@@ -177,12 +171,13 @@ class Session:
                 chosen = plan(
                     shape, wanted, rates(device), elements, memory=self.options.memory, force=self.options.recipe
                 )
-            plans[site] = chosen
+            plans.setdefault(site, []).append(chosen)
+        every = [p for of_site in plans.values() for p in of_site]
         return Prediction(
-            fused_calls=sum(p.fused_calls for p in plans.values()),
-            blocks=sum(p.blocks for p in plans.values()),
-            bytes=max((p.bytes for p in plans.values()), default=0),
-            seconds=sum(p.seconds for p in plans.values()),
+            fused_calls=sum(p.fused_calls for p in every),
+            blocks=sum(p.blocks for p in every),
+            bytes=max((p.bytes for p in every), default=0),
+            seconds=sum(p.seconds for p in every),
             plans=plans,
         )
 
@@ -200,11 +195,26 @@ class Session:
         }
 
 
+def joined(options: Sequence[Options]) -> Options:
+    """The options of nested sessions together: most checks, least memory, bitwise if one wants it, innermost recipe."""
+    memory = [o.memory for o in options if o.memory is not None]
+    recipes = [o.recipe for o in options if o.recipe is not None]
+    return Options(
+        bitwise=any(o.bitwise for o in options),
+        memory=min(memory) if memory else None,
+        block=options[0].block,
+        recipe=recipes[-1] if recipes else None,
+        check=max(o.check for o in options),
+        dry=any(o.dry for o in options),
+    )
+
+
 class Asking(Tap):
     """Stands for a tap in a dry run: changes calls and asks like it, and hears nothing."""
 
     def __init__(self, tap: Tap) -> None:
         self.heads, self.call, self.ask = tap.heads, tap.call, tap.ask
+        self.wants, self.heads_at = tap.wants, tap.heads_at  # type: ignore[method-assign]
 
     def take(self, c: AttentionCall, answer: object) -> None:
         """Never called in a dry run."""

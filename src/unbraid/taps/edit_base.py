@@ -23,7 +23,8 @@ class Edit(Tap):
     Args:
         heads: the heads to edit, None for all heads of the attached sites.
         amount: strength; 0 leaves the model as it is, bit for bit.
-        phase: "prefill" (several queries), "decode" (a single query over a cache), or "all".
+        phase: "decode" (a single query over several keys: a step of generation, cross-attention included), "prefill"
+            (everything else), or "all".
     """
 
     def __init__(self, heads: HeadSet | None, amount: float, phase: Phase = "all") -> None:
@@ -37,7 +38,7 @@ class Edit(Tap):
 
     def wants(self, c: AttentionCall) -> bool:
         """Also whether this is the right phase and there is anything to do."""
-        decode = c.queries == 1 and c.kind != "cross"
+        decode = c.queries == 1 and c.keys > 1
         right = self.phase == "all" or (self.phase == "decode") == decode
         return self.amount != 0 and right and super().wants(c)
 

@@ -21,32 +21,38 @@ class Received(Observer):
 
     name = "largest share received"
 
+    def __init__(self, heads: HeadSet | None = None, keep: Keep = "last") -> None:
+        super().__init__(heads, keep)
+        self._received: dict[str, list[Tensor]] = {} if keep == "none" else self.values
+
     def ask(self, c: AttentionCall) -> Ask:
         """P^T w with w = 1 on valid queries."""
-        w = self.valid(c).expand(-1, 1, c.queries)
-        return Ask(weights=w[..., None])
+        w = self.valid(c)
+        return Ask(weights=w.expand(-1, -1, c.queries)[..., None])
 
     def take(self, c: AttentionCall, answer: Answer) -> None:
         """Keeps sums; later calls of a growing cache are added key by key."""
         assert answer.weights is not None
-        new = answer.weights[..., 0]
-        old = self.values.get(c.site)
-        if self.keep == "all" or old is None or old[0].shape[:2] != new.shape[:2]:
-            self.remember(c, new)
-            return
-        wide = new.clone()
-        n = min(old[0].shape[-1], new.shape[-1])
-        wide[..., :n] += old[0][..., :n]
-        self.values[c.site] = [wide]
+        new = answer.weights[..., 0].detach()
+        old = self._received.get(c.site)
+        if old is None or old[0].shape[:2] != new.shape[:2]:
+            self._received[c.site] = [new]
+        elif self.keep == "all":
+            self._received[c.site] = [*old, new]
+        else:
+            wide = new.clone()
+            n = min(old[0].shape[-1], new.shape[-1])
+            wide[..., :n] += old[0][..., :n]
+            self._received[c.site] = [wide]
 
     def scores(self, which: str | None = None) -> HeadScores:
         """Largest share per head, or (which="key") the position of the key that gets it."""
-        if not self.values:
+        if not self._received:
             return super().scores(which)
         if which not in (None, "key"):
             raise UnbraidError(f"Received has no statistic {which!r}; choose 'key' or nothing.")
         table = {}
-        for site, kept in self.values.items():
+        for site, kept in self._received.items():
             n = max(x.shape[-1] for x in kept)
             total = torch.stack([torch.nn.functional.pad(x.sum(0), (0, n - x.shape[-1])) for x in kept]).sum(0)
             best = total.max(-1)
@@ -119,8 +125,8 @@ class Mass(Observer):
     """Attention mass on groups of keys: values are [B, H, Q, groups].
 
     Args:
-        groups: name -> key positions (negative ones count from the end), a slice, a bool or weight vector [K], or a
-            function of the call that returns [K] or [B|1, H|1, K] weights.
+        groups: name -> key positions (negative ones count from the end), a slice, bools or weights [K] or [B, K], or
+            a function of the call that returns [K] or [B|1, H|1, K] weights.
         heads: heads of interest.
         keep: what raw answers to keep.
         grad: keep answers attached to the graph in `live[site]`; stays linear in memory.
@@ -164,7 +170,10 @@ def _column(group: Group, c: AttentionCall, name: str) -> Tensor:
     if isinstance(group, Tensor) and group.dtype != torch.int64:
         if group.shape[-1] != n:
             raise UnbraidError(f"Group {name!r} has {group.shape[-1]} weights, but {c.site!r} has {n} keys.")
-        return group.to(device=device, dtype=torch.float32)
+        if group.dim() == 2 and group.shape[0] not in (1, c.batch):
+            raise UnbraidError(f"Group {name!r} is for {group.shape[0]} texts, but the batch has {c.batch}.")
+        weights = group.to(device=device, dtype=torch.float32)
+        return weights.unsqueeze(1) if group.dim() == 2 else weights
     column = torch.zeros(n, device=device)
     if isinstance(group, slice):
         column[group] = 1.0
@@ -185,22 +194,34 @@ class Distance(Observer):
     name = "distance"
 
     def ask(self, c: AttentionCall) -> Ask:
-        """Moments of centred positions, so that float32 does not lose the small differences."""
-        x = self._positions(c)
-        return Ask(moments=torch.stack([x, x * x], -1))
+        """Mass, first and second moment of up to 16 runs of keys, each about its own centre.
 
-    def _positions(self, c: AttentionCall) -> Tensor:
-        n = c.keys
-        return (torch.arange(n, device=c.device, dtype=torch.float64) / n - 0.5).float()
+        One pair of moments about a common centre would lose short distances in float32: squares of thousands cancel.
+        """
+        position, which, centre = self._runs(c)
+        x = position - centre[which]
+        e = torch.zeros(c.keys, len(centre), 3, device=c.device)
+        rows = torch.arange(c.keys, device=c.device)
+        e[rows, which] = torch.stack([torch.ones_like(x), x, x * x], -1)
+        return Ask(moments=e.flatten(1))
+
+    def _runs(self, c: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
+        position = torch.arange(c.keys, device=c.device)
+        width = max(256, -(-c.keys // 16))
+        which = position // width
+        centre = torch.arange(int(which[-1]) + 1, device=c.device) * width + width // 2
+        return position.float(), which, centre.float()
 
     def take(self, c: AttentionCall, answer: Answer) -> None:
-        """Turns moments into distances."""
+        """Turns moments into distances from each query."""
         assert answer.moments is not None
-        n = c.keys
-        i = (torch.arange(c.queries, device=c.device, dtype=torch.float32) + c.offset) / n - 0.5
-        first, second = answer.moments[..., 0], answer.moments[..., 1]
-        mean = (i - first) * n
-        rms = ((i * i - 2 * i * first + second).clamp(min=0)).sqrt() * n
+        _, _, centre = self._runs(c)
+        m = answer.moments.unflatten(-1, (len(centre), 3))
+        i = torch.arange(c.queries, device=c.device, dtype=torch.float32)[:, None] + c.offset
+        far = i - centre
+        mean = (far * m[..., 0] - m[..., 1]).sum(-1)
+        square = (m[..., 2] - 2 * far * m[..., 1] + far * far * m[..., 0]).sum(-1)
+        rms = square.clamp(min=0).sqrt()
         self.remember(c, torch.stack([mean, rms], -1), mean=mean, rms=rms)
 
 
@@ -352,7 +373,7 @@ class Outputs(Observer):
         self.remember(c, y.clone() if self.keep != "none" else y)
         valid = self.valid(c)
         part = (y.detach().float() * valid[..., None]).sum((0, 2)).double()
-        count = valid.expand(c.batch, 1, c.queries).sum().double()
+        count = valid.expand(c.batch, -1, c.queries).sum((0, 2)).double()[:, None]
         self._total[c.site] = self._total.get(c.site, 0) + part
         self._rows[c.site] = self._rows.get(c.site, 0) + count
 

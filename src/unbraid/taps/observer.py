@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unbraid.core.calls import AttentionCall, Tap
+from unbraid.core.engine import fused
 from unbraid.core.errors import UnbraidError
 from unbraid.core.heads import HeadScores, HeadSet
 
@@ -49,7 +50,7 @@ class Observer(Tap):
         self._session = session
 
     def valid(self, c: AttentionCall) -> Tensor:
-        """[B, 1, Q] float: 1 for query rows that averages are taken over."""
+        """[B, 1 or H, Q] float: 1 for query rows that averages are taken over."""
         seen = c.extra.get("seeing")
         if seen is None:
             seen = c.extra["seeing"] = _seeing(c)
@@ -74,7 +75,7 @@ class Observer(Tap):
         for key, x in means.items():
             part = (x.detach().float() * valid).sum((0, 2)).double()
             total[key] = total[key] + part if key in total else part
-        count = valid.expand(c.batch, 1, c.queries).sum().double()
+        count = valid.expand(c.batch, -1, c.queries).sum((0, 2)).double()
         self._count[c.site] = self._count.get(c.site, 0) + count
 
     def scores(self, which: str | None = None) -> HeadScores:
@@ -107,7 +108,13 @@ def only(heads: HeadSet | None, site: str, values: np.ndarray) -> np.ndarray:
 
 
 def _seeing(c: AttentionCall) -> Tensor:
-    """[B|1, 1, Q] float: rows that may see at least one key."""
+    """[B|1, 1 or H, Q] float: rows that may see at least one key."""
+    allowed = fused.allowed_keys(c)
+    if allowed is not None and c.logits is None:  # an edit hid keys: rows with mass left on the others
+        b, h = (max(x, y) for x, y in zip(allowed.shape[:2], c.key.shape[:2], strict=True))
+        column = allowed[..., None].float().expand(b, h, -1, 1)
+        with torch.no_grad():
+            return (fused.attend(c.replace(softcap=None, sinks=None), column) > 0.5)[..., 0].float()
     if c.mask is None or c.mask.dim() < 2 or c.mask.shape[-2] == 1:
         return torch.ones(1, 1, c.queries, device=c.device)
     mask = c.mask if c.mask.dtype == torch.bool else c.mask > -1e29

@@ -42,7 +42,14 @@ class Log:
     predicted_seconds: float = 0.0
     largest_error: float = 0.0
     checked_rows: int = 0
-    plans: dict[str, tuple[Shape, Wanted, Plan]] = field(default_factory=dict)
+    plans: list[tuple[str, Shape, Wanted, Plan]] = field(default_factory=list)
+
+    def add(self, other: Log) -> None:
+        """Adds what happened in one call."""
+        for name, value in vars(other).items():
+            mine = vars(self)[name]
+            most = name in ("predicted_bytes", "largest_error")
+            vars(self)[name] = max(mine, value) if most else mine + value
 
 
 @dataclass
@@ -70,11 +77,11 @@ def ask_together(
     elements = options.block or budget(c.device)
     prices = rates(c.device)
     chosen = plan(shape, wanted, prices, elements, memory=options.memory, force=options.recipe)
-    log.plans[c.site] = (shape, wanted, chosen)
     log.predicted_fused += chosen.fused_calls
     log.predicted_bytes = max(log.predicted_bytes, chosen.bytes)
     log.predicted_seconds += chosen.seconds
     if options.dry:
+        log.plans.append((c.site, shape, wanted, chosen))
         return None
     swept = {k for k, v in chosen.recipe.items() if v == "rows"}
     reuse = bool(swept) and want_output and not options.bitwise and prices.product * shape.values <= prices.fused * 64

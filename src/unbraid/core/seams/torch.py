@@ -30,20 +30,37 @@ TEXT_FIRST = ("Flux", "QwenDouble", "HunyuanVideo", "CogView", "Lumina", "Bria",
 IMAGE_FIRST = ("Joint", "PAGJoint", "StableAudio", "AuraFlow")
 
 
-def install(model: nn.Module) -> None:
-    """Watches fused attention until `uninstall` was called as often."""
+_fast_path: list[bool] = []  # the process-wide switch as it was, once per open session that needs it off
+
+
+def install(model: nn.Module, tapped: bool) -> None:
+    """Watches fused attention until `uninstall` was called as often; `nn.MultiheadAttention` leaves its fast path."""
+    if tapped and has_multihead(model):
+        with live.LOCK:
+            _fast_path.append(_fast_path[0] if _fast_path else torch.backends.mha.get_fastpath_enabled())
+            torch.backends.mha.set_fastpath_enabled(False)
     live.replace_attribute(F, "scaled_dot_product_attention", scaled_dot_product_attention)
     live.replace_attribute(F, "multi_head_attention_forward", multi_head_attention_forward)
     for file in _importers(model):
         live.replace_attribute(file, "scaled_dot_product_attention", scaled_dot_product_attention)
 
 
-def uninstall(model: nn.Module) -> None:
-    """Undoes one `install`."""
+def uninstall(model: nn.Module, tapped: bool) -> None:
+    """Undoes one `install`; the last one puts the fast path back as it was."""
+    if tapped and has_multihead(model):
+        with live.LOCK:
+            before = _fast_path.pop()
+            if not _fast_path:
+                torch.backends.mha.set_fastpath_enabled(before)
     live.restore_attribute(F, "scaled_dot_product_attention")
     live.restore_attribute(F, "multi_head_attention_forward")
     for file in _importers(model):
         live.restore_attribute(file, "scaled_dot_product_attention")
+
+
+def has_multihead(model: nn.Module) -> bool:
+    """Whether PyTorch's own layer is among the modules."""
+    return any(isinstance(m, nn.MultiheadAttention) for m in model.modules())
 
 
 def _importers(model: nn.Module) -> list[Any]:
