@@ -5,7 +5,7 @@ import torch
 from tests.parity.families import FAMILIES
 
 from unbraid import HeadSet, attach, taps
-from unbraid.core.calls import Ask, AttentionCall
+from unbraid.core.calls import AttentionCall
 from unbraid.core.engine.answers import Log, Options, Question, ask_together
 from unbraid.core.engine.logits import dense
 from unbraid.core.errors import UnbraidError
