@@ -61,11 +61,12 @@ def few_heads(f: Findings) -> dict[str, Any]:
 
 def many_zero(f: Findings) -> dict[str, Any]:
     """Share of heads that never copied."""
-    share, interval = _shares(f, lambda x: x == 0)
+    share, _ = _shares(f, lambda x: x == 0)
     return {
-        "measured": round(share, 4), "interval": interval, "n": f.pooled.n_success_,
+        "measured": round(share, 4), "n": f.pooled.n_success_,
         "comparator": f"smallest share in the paper: {PAPER_ZERO_SHARE:.0%}", "holds": share >= PAPER_ZERO_SHARE,
-        "note": "More trials can only lower this share: the paper ran some 600 per model.",
+        "note": "More trials can only lower this share (the paper ran some 600 per model), so resampling trials gives no "
+        "honest interval.",
     }  # fmt: skip
 
 
