@@ -128,3 +128,25 @@ def test_rms_distance_of_near_sighted_rows():
     p, x = dense(c, torch.float64), torch.arange(n, dtype=torch.float64)
     want = (((x[:, None] - x) ** 2) * p).sum(-1).sqrt()
     assert float((tap.values["site"][0][..., 1] - want).abs().max()) < 0.1
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "unet", "torch-mha", "deberta-v2"])
+def test_calls_are_freed_without_the_garbage_collector(name):
+    """A cycle from call to kernel to call kept every layer's queries alive until the next collection."""
+    import gc
+    import weakref
+
+    f, calls = FAMILIES[name](), []
+
+    class Note(taps.Observer):
+        def ask(self, c):
+            calls.append(weakref.ref(c))
+
+    gc.disable()
+    try:
+        with torch.no_grad(), attach(f.model, Note(), taps.Entropy(), taps.scale(None, 0.5)):
+            f.run()
+        assert calls
+        assert all(ref() is None for ref in calls)
+    finally:
+        gc.enable()

@@ -106,10 +106,11 @@ def build(
         flag = getattr(module, "is_causal", True) if flag is None else flag  # house: allowed, transformers reads it so
         causal = bool(flag) and mask is None and query.shape[2] > 1
     state: dict[str, Any] = {}
+    seen = _joined(mask, position_bias)  # the kernel must not hold the call: a cycle would keep every layer's queries
 
     def kernel(c: AttentionCall) -> Tensor:
         passed, own = dict(kwargs), mask
-        if c.mask is not first.mask or c.causal != first.causal:
+        if c.mask is not seen or c.causal != causal:
             passed.pop("position_bias", None)
             own = _for_function(c, name)
             if "is_causal" in passed or name == "sdpa":
@@ -118,14 +119,14 @@ def build(
         return out.transpose(1, 2)
 
     sinks = kwargs.get("s_aux")
-    first = AttentionCall(
+    call = AttentionCall(
         site=site,
         index=0,
         kind="self",
         query=query,
         key=key,
         value=value,
-        mask=_joined(mask, position_bias),
+        mask=seen,
         causal=causal,
         scale=scale,
         softcap=kwargs.get("softcap"),
@@ -135,7 +136,7 @@ def build(
         kernel=kernel,
         extra={"seam": "transformers", "implementation": name, "window": kwargs.get("sliding_window")},
     )
-    return first, state
+    return call, state
 
 
 def check(name: str, module: nn.Module, kwargs: dict[str, Any], mask: Any) -> None:
