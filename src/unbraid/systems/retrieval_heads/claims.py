@@ -65,7 +65,7 @@ def many_zero(f: Findings) -> dict[str, Any]:
     return {
         "measured": round(share, 4), "n": f.pooled.n_success_,
         "comparator": f"smallest share in the paper: {PAPER_ZERO_SHARE:.0%}", "holds": share >= PAPER_ZERO_SHARE,
-        "note": "More trials can only lower this share (the paper ran some 600 per model), so resampling trials gives no "
+        "note": "More trials can only lower this share (the paper ran some 600 per model), so resampling gives no "
         "honest interval.",
     }  # fmt: skip
 
