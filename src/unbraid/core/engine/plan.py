@@ -143,6 +143,8 @@ def plan(
     _totals(out, shape, wanted, rates, fused, rows, scale)
     _blocks(out, shape, rates, elements, memory)
     if memory is not None and out.bytes > memory:
+        if force is None and "fused" in out.recipe.values():  # row blocks can shrink, fused calls cannot
+            return plan(shape, wanted, rates, elements, memory=memory, force="rows")
         raise UnbraidError(
             f"The statistics asked for at one site need {out.bytes / 2**20:,.0f} MiB, more than the "
             f"{memory / 2**20:,.0f} MiB allowed; ask for fewer moments or rows, or raise memory=."
