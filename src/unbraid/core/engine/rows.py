@@ -17,7 +17,7 @@ from torch import Tensor
 from unbraid.core.calls import Answer, Ask, AttentionCall
 from unbraid.core.engine.logits import CHUNK, HIDDEN, Operands, apply_masks, top_of, two_level_max
 
-BLOCK_ELEMENTS = {"cpu": 1 << 21}  # logits alive per block, measured from 512 to 4,096 tokens: less costs calls, more costs cache
+BLOCK_ELEMENTS = {"cpu": 1 << 21}  # logits alive per block; measured from 512 to 4,096 tokens
 BLOCK_ELEMENTS_GPU = 1 << 26
 MAX_ROWS = 256
 
