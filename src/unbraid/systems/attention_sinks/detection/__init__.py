@@ -1,0 +1,1 @@
+"""Measuring sinks: ten metrics from one pass, in linear memory."""

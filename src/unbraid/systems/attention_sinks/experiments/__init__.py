@@ -1,0 +1,1 @@
+"""The study behind `unbraid run attention_sinks`."""
