@@ -123,7 +123,8 @@ def row(found: dict[tuple[int, str], list[dict[str, Any]]], length: int, variant
     return {
         "tokens": length, "variant": variant, "seconds": middle(mine, "seconds"),
         "x plain": middle(mine, "seconds") / middle(plain, "seconds"),
-        "MiB beyond the model": middle(mine, "bytes") / 2**20, "sink rate": rate, "first-token share": share, "note": "",
+        "MiB beyond the model": middle(mine, "bytes") / 2**20, "sink rate": rate, "first-token share": share,
+        "note": "",
     }  # fmt: skip
 
 

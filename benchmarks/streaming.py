@@ -4,8 +4,8 @@
     python -m benchmarks.streaming --lengths 1024 --repeat 1 --out /tmp/try.json
 
 Each cache is filled with a context of random keys and values (the time of a step does not depend on them), then SmolLM2
-makes tokens one by one. Caches: transformers' DynamicCache, StaticCache and a window of 1,024 (its own sliding layers);
-StreamingCache with 4 sinks and 1,020 tokens, as it counts by default and inside `indexed`. Every cell is a fresh process.
+makes tokens one by one. Caches: transformers' DynamicCache, StaticCache and a window of 1,024 (its own layers);
+StreamingCache with 4 sinks and 1,020 tokens, by default and inside `indexed`. Every cell is a fresh process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A Llama by hand, one token at a time, with what it keeps decided by a function: the truth that caches are tested on."""
+"""A Llama by hand, one token at a time; what it keeps is decided by a function. The truth that caches are tested on."""
 
 from __future__ import annotations
 

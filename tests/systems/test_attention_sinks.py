@@ -1,4 +1,4 @@
-"""Attention sinks: ten metrics against eager attention, padding and packed texts, the system, the study, and its page."""
+"""Attention sinks: ten metrics against eager attention, padding and packed texts, the system, the study and page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Caches for `generate()`: against a Llama by hand, against short texts where one layer makes that exact, and refused."""
+"""Caches for `generate()`: against a Llama by hand, and against short texts where one layer makes that exact."""
 
 from __future__ import annotations
 
@@ -50,10 +50,8 @@ def text(n: int, batch: int = 1, seed: int = 3) -> torch.Tensor:
 @torch.no_grad()
 def token_by_token(model, ids, cache, first: int = 1, **more) -> torch.Tensor:
     """Logits [B, n, V] of a first pass of `first` tokens and single ones after it."""
-    out = [model(input_ids=ids[:, :first], past_key_values=cache, use_cache=True, **more).logits]
-    for t in range(first, ids.shape[1]):
-        out.append(model(input_ids=ids[:, t : t + 1], past_key_values=cache, use_cache=True).logits)
-    return torch.cat(out, 1)
+    parts = [x for x in (ids[:, :first], *ids[:, first:].split(1, dim=1)) if x.shape[1]]
+    return torch.cat([model(input_ids=x, past_key_values=cache, use_cache=True, **more).logits for x in parts], 1)
 
 
 def close(a: torch.Tensor, b: torch.Tensor, atol: float = 2e-4) -> None:
@@ -83,10 +81,8 @@ def exact_logits(model, ids, sinks: int, window: int, chunk: int) -> torch.Tenso
 
     turned = keys_of(model)
     cache = KeptCache(model, lambda i: ExactLayer(sinks, window, turned[i]))
-    parts = []
     with torch.no_grad(), attach(model, ExactStream(cache)):
-        for start in range(0, ids.shape[1], chunk):
-            parts.append(model(input_ids=ids[:, start : start + chunk], past_key_values=cache, use_cache=True).logits)
+        parts = [model(input_ids=x, past_key_values=cache, use_cache=True).logits for x in ids.split(chunk, dim=1)]
     return torch.cat(parts, 1)
 
 
@@ -481,10 +477,12 @@ def test_misuse_is_told_in_a_sentence() -> None:
     wrong = StreamingCache(model, 2, 4, torch.ones(3, 5))
     with pytest.raises(UnbraidError, match="made for 3 texts"):
         token_by_token(model, ids, wrong)
+    capped = make(
+        "Gemma2Config", "Gemma2ForCausalLM", num_key_value_heads=2, head_dim=16, layer_types=["full_attention"] * 2,
+        attn_implementation="eager",
+    )  # fmt: skip
     with pytest.raises(UnbraidError, match="adds a bias or a cap"):
-        soft = make("Gemma2Config", "Gemma2ForCausalLM", num_key_value_heads=2, head_dim=16,
-                    layer_types=["full_attention"] * 2, attn_implementation="eager")  # fmt: skip
-        stream_losses(soft, ids, sinks=2, window=4, chunk=4)
+        stream_losses(capped, ids, sinks=2, window=4, chunk=4)
 
 
 def test_any_cache_with_room_for_all_changes_nothing() -> None:

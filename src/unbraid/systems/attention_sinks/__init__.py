@@ -76,7 +76,7 @@ _HOME = {
     "head_groups": "steering.tuning",
     "zero_tune": "steering.tuning",
     "find_register_neurons": "steering.registers",
-    "test_time_registers": "steering.registers",
+    "registers_at_test_time": "steering.registers",
     "noop_probe": "probes.causes",
     "bias_probe": "probes.causes",
     "outlier_circuit": "probes.circuit",

@@ -1,4 +1,4 @@
-"""The survey's taxonomy (sections 3 to 5) and what stands here for each branch: the table of contents of the toolkit."""
+"""The survey's taxonomy (sections 3 to 5) and what stands here for each branch: the toolkit's table of contents."""
 
 from __future__ import annotations
 
@@ -36,12 +36,13 @@ TAXONOMY = (
     ),
     Branch(
         "3.2", "Attention redistribution",
-        "fixed and proportional redistribution, VAR, ACT, ZeroTuning, test-time registers",
-        ("redistribute", "scale_sinks", "visual_redistribution", "calibrate_sinks", "zero_tune", "test_time_registers"),
+        "fixed and proportional redistribution, VAR, ACT, ZeroTuning (test-time registers: 3.3)",
+        ("redistribute", "scale_sinks", "visual_redistribution", "calibrate_sinks", "zero_tune"),
         "AttnReal, GasEraser, VASparse, EVAS, Pos2Distill, T-SAM",
     ),
     Branch(
-        "3.3", "Learnable prefix tokens", "registers without training", ("find_register_neurons", "test_time_registers"),
+        "3.3", "Learnable prefix tokens", "registers without training",
+        ("find_register_neurons", "registers_at_test_time"),
         "learned sink tokens and registers (trained variants), CushionCache, CTR-Sink, EARN, UniGist",
     ),
     Branch("3.4", "Sink token repurposing", "KeyDiff", ("KeyDiffCache",), "OmniSparse; attacks and defences"),

@@ -181,8 +181,8 @@ def full_heads(model: Any, scores: HeadScores | np.ndarray | Tensor, share: floa
         table = table.unflatten(1, (groups, -1)).amax(-1)
     if table.shape != (layers, groups):
         raise UnbraidError(
-            f"scores are {tuple(table.shape)}; {type(model).__name__} has {layers} layers of {heads} heads ({groups} key "
-            "heads), and needs a number for each of either."
+            f"scores are {tuple(table.shape)}; {type(model).__name__} has {layers} layers of {heads} heads ({groups} "
+            "key heads), and needs a number for each of either."
         )
     keep = round(share * table.numel())
     chosen = torch.zeros(table.numel(), dtype=torch.bool)

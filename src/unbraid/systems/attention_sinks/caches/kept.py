@@ -30,6 +30,8 @@ class KeptLayer(CacheLayerMixin):
         padding: [B] left padding of each row, or None.
     """
 
+    keys: Any  # None until the first tokens come
+    values: Any
     is_sliding = False
     is_croppable = False
     shared: tuple[str, ...] = ()  # tensors that have no row per text
@@ -93,7 +95,7 @@ class KeptLayer(CacheLayerMixin):
         """
         if tokens_to_remove:
             raise UnbraidError(
-                f"{type(self).__name__} has evicted tokens and cannot go back; use a DynamicCache for assisted decoding."
+                f"{type(self).__name__} has evicted tokens and cannot go back; use a DynamicCache to undo steps."
             )
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -219,7 +221,9 @@ class KeptCache(Cache):
     @property
     def kept(self) -> int:
         """Tokens that the full-attention layers keep of each row."""
-        return int(self.layers[self.ours[0]].kept)
+        layer = self.layers[self.ours[0]]
+        assert isinstance(layer, KeptLayer)
+        return layer.kept
 
     def nbytes(self) -> int:
         """Bytes of everything that is kept."""

@@ -51,7 +51,7 @@ class AffineQuantizedLayer(QuantizedLayer):
             )
         super().__init__(nbits, axis_key, axis_value, q_group_size, residual_length)
 
-    def _quantize(self, tensor: Tensor, axis: int) -> Packed:
+    def _quantize(self, tensor: Tensor, axis: int = 0) -> Packed:
         """(packed integers, scale, least, shape) of [B, G, n, D]."""
         x = tensor.transpose(-1, -2) if axis == -1 else tensor
         shape = tuple(x.shape)
@@ -172,7 +172,7 @@ class ProtectedLayer(KeptLayer):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Rows in another order, for beam search."""
         super().reorder_cache(beam_idx)
-        self.inner.reorder_cache(beam_idx)
+        self.inner.reorder_cache(beam_idx)  # type: ignore[arg-type]
         if self.safe is not None:
             self.safe = (self.safe[0].index_select(0, beam_idx), self.safe[1].index_select(0, beam_idx))
 

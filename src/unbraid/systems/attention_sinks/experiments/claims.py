@@ -138,7 +138,7 @@ def bias(f: Findings) -> Found:
         "comparator": f"minus the mean write: + {wrong.mean():.3f}", "n": len(gain),
         "holds": bool((bootstrap(gain) or (0,))[0] > 0 and mean.mean() < wrong.mean() and recovered > 0.5),
         "note": f"{recovered:.0%} of the lost nats come back; gain per text {gain.mean():.3f}, 95 % interval "
-        f"{span(bootstrap(gain))}; holds where that is above 0, more than half comes back, and the wrong sign is worse.",
+        f"{span(bootstrap(gain))}; holds where that is above 0, over half comes back, and the wrong sign is worse.",
     }  # fmt: skip
 
 

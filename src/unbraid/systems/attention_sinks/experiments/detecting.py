@@ -31,14 +31,11 @@ def detect(
 ) -> SinkReport:
     """The ten metrics on `count` texts of `length` tokens."""
     ids = short_texts(tokenizer, length, count, seed)
-    batches = []
-    for start in range(0, count, batch):
-        batches.append({"input_ids": ids[start : start + batch].to(next(model.parameters()).device)})
 
     def each() -> Any:
-        for one in batches:
-            yield one
-            step(len(one["input_ids"]))
+        for one in ids.to(next(model.parameters()).device).split(batch):
+            yield {"input_ids": one}
+            step(len(one))
 
     return report(model, each())
 

@@ -54,8 +54,8 @@ def make_result(f: Findings, params: dict[str, Any], seconds: float) -> Result:
 
 
 METHODS = (
-    "Second half of each text, read in passes; losses in nats per token with 95 % intervals over texts. The sink rate is "
-    "the share of heads that give more than 0.3 of their attention to the first key they have."
+    "Second half of each text, read in passes; losses in nats per token with 95 % intervals over texts. The sink rate "
+    "is the share of heads that give more than 0.3 of their attention to the first key they have."
 )
 
 
@@ -151,7 +151,7 @@ def stream_lines(f: Findings) -> Lines:
     return Lines(
         f"A stream of {len(next(iter(f.streams.values()))[0]) + 1:,} tokens through a cache of {f.cache:,}", series,
         "tokens read", "perplexity", y_scale="log",
-        caption="Bands are the lowest and highest of the streams. All conditions but the full cache keep as many tokens.",
+        caption="Bands are the lowest and highest of the streams. All conditions but the full cache keep equally much.",
     )  # fmt: skip
 
 
@@ -272,15 +272,15 @@ def remarks(f: Findings, params: dict[str, Any]) -> list[str]:
     """What a reader must know."""
     out = [
         "Texts are the language reference that ships with Python: real, technical English.",
-        "No training happens here; trained variants (survey section 5) are a study of their own, whose tables can be put "
-        "on this page with --trained.",
+        "No training happens here; trained variants (survey section 5) are a study of their own, whose tables can be "
+        "put on this page with --trained.",
     ]
     if f.methods is not None:
         gammas = ", ".join(f"{k}: {v:g}" for k, v in f.methods["tuned"]["gammas"].items())
         out.append(
-            f"The comparison reads {params['compare_tokens']} tokens in passes of {params['compare_chunk']}; every token "
-            "of a pass sees the whole pass, and a cache evicts between passes. ZeroTuning chose on other texts: "
-            f"{gammas}. Speed is tokens read per second in these passes, the choosing included."
+            f"The comparison reads {params['compare_tokens']} tokens in passes of {params['compare_chunk']}; every "
+            "token of a pass sees the whole pass, and a cache evicts between passes. ZeroTuning chose on other texts: "
+            f"{gammas}. Speed is tokens read per second there, choosing included."
         )
         out += [f"{name} was left out: {why}" for name, why in f.methods["left out"].items()]
     if f.streams:

@@ -170,7 +170,7 @@ def check(given: dict[str, Any]) -> None:
         )
     if given["compare_tokens"] and given["compare_tokens"] < 2 * given["budget"]:
         raise UnbraidError(
-            f"--compare-tokens is {given['compare_tokens']}; give at least twice the --budget of {given['budget']}, or 0."
+            f"--compare-tokens is {given['compare_tokens']}; give twice the --budget ({given['budget']}) or more, or 0."
         )
 
 

@@ -95,8 +95,8 @@ def outlier_circuit(
     found = report(model, inputs) if found is None else found
     if not found.massive:
         raise UnbraidError(
-            f"{type(model).__name__} has no massive activation on this text (none above 100 and 1,000 times the median); "
-            "lower floor= and ratio= of report, and pass its result as found=."
+            f"{type(model).__name__} has no massive activation on this text (none above 100 and 1,000 times the "
+            "median); lower floor= and ratio= of report, and pass its result as found=."
         )
     stack = blocks(model)
     top = max(found.massive, key=lambda m: abs(m["value"]))
@@ -169,5 +169,5 @@ def writing_neurons(
         (column,) = torch.autograd.grad(block.down(a[None])[0, channel], a)
     writes = (column * a).detach().float()
     order = writes.abs().argsort(descending=True)[:most]
-    total = float(writes.sum())
+    total, a = float(writes.sum()), a.detach()
     return [(int(n), float(a[n]), float(writes[n]) / total if total else 0.0) for n in order]

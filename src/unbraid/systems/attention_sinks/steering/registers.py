@@ -101,21 +101,20 @@ def block_norms(model: nn.Module, stack: list[Block], batches: list[Mapping[str,
     found = []
     for batch in batches:
         here: list[Tensor] = []
-        known = layouts(batch)
-
-        def keep(module: nn.Module, args: Any, kwargs: Any, output: Any, here: list[Tensor] = here) -> None:
-            h = residual(output).float()
-            here.append(h.norm(dim=-1) * layout_of(known, h).valid)
-
-        with listening({block.module: keep for block in stack}):
+        with listening({block.module: keep_norms(here, layouts(batch)) for block in stack}):
             feed(model, batch)
         found.append(here)
     return found
 
 
-def layout_of(known: list[Layout], h: Tensor) -> Layout:
-    """The layout of a residual stream."""
-    return layout_for(known, h.shape[0], h.shape[1], h.device)
+def keep_norms(here: list[Tensor], known: list[Layout]) -> Any:
+    """A hook that keeps the norms of a residual stream."""
+
+    def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        h = residual(output).float()
+        here.append(h.norm(dim=-1) * layout_for(known, h.shape[0], h.shape[1], h.device).valid)
+
+    return keep
 
 
 @torch.no_grad()
@@ -148,7 +147,9 @@ def signed_max(x: Tensor, dim: int) -> Tensor:
 
 
 @contextmanager
-def test_time_registers(model: Any, found: RegisterNeurons, count: int = 1, part: str | None = None) -> Iterator[None]:
+def registers_at_test_time(
+    model: Any, found: RegisterNeurons, count: int = 1, part: str | None = None
+) -> Iterator[None]:
     """Moves the found neurons to `count` tokens of their own, for the length of the block; outputs keep their shape.
 
     Args:
@@ -180,9 +181,6 @@ def test_time_registers(model: Any, found: RegisterNeurons, count: int = 1, part
             before[block.down] = moved(neurons, values if front else None, count)
     with listening(after, before=before):
         yield
-
-
-test_time_registers.__test__ = False  # type: ignore[attr-defined]  # pytest takes any test_* for a test
 
 
 def moved(neurons: list[int], values: list[float] | None, count: int) -> Any:
