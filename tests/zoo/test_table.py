@@ -18,8 +18,9 @@ def test_every_pin_is_complete():
         names = [member.name for wheel in entry.wheels for member in wheel.members]
         assert len(names) == len(set(names)), "two wheels must not write the same file"
         for wheel in entry.wheels:
-            stem = f"{wheel.package.replace('-', '_')}-{wheel.version}-"
-            assert wheel.filename.startswith(stem), wheel.filename
+            stem = f"{wheel.package.replace('-', '_')}-{wheel.version}"
+            ends = "-" if wheel.filename.endswith(".whl") else ".tar.gz"
+            assert wheel.filename.startswith(stem + ends), wheel.filename
             for pinned in (wheel, *wheel.members):
                 assert re.fullmatch("[0-9a-f]{64}", pinned.sha256)
                 assert pinned.size > 0

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import os
+import tarfile
 import zipfile
 
 import pytest
@@ -97,3 +98,37 @@ def test_other_content_missing_file_and_no_zip(tmp_path, out):
     path.write_bytes(io.BytesIO(b"not a zip").getvalue())
     with pytest.raises(UnbraidError, match="not a readable wheel"):
         unpack(path, wheel_of(pin("pkg/model.bin", "again")), out)
+
+
+def source_archive(tmp_path, *entries):
+    path = tmp_path / "evil-1.tar.gz"
+    with tarfile.open(path, "w:gz") as packed:
+        for info, content in entries:
+            info.size = len(content)
+            packed.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_a_source_archive_gives_its_pinned_files_only(tmp_path, out):
+    path = source_archive(
+        tmp_path, (tarfile.TarInfo("evil-1/a.wav"), CONTENT), (tarfile.TarInfo("../../evil"), CONTENT),
+        (tarfile.TarInfo("evil-1/setup.py"), b"raise SystemExit"),
+    )  # fmt: skip
+    unpack(path, wheel_of(pin("evil-1/a.wav", "a.wav")), out)
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["evil-1.tar.gz", "a.wav"]
+    assert (out / "a.wav").read_bytes() == CONTENT
+
+
+def test_a_source_archive_that_means_harm_is_refused(tmp_path, out):
+    link = tarfile.TarInfo("evil-1/a.wav")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with pytest.raises(UnbraidError, match="it is a link"):
+        unpack(source_archive(tmp_path, (link, b"")), wheel_of(pin("evil-1/a.wav", "a.wav")), out)
+    with pytest.raises(UnbraidError, match="does not hold"):
+        unpack(source_archive(tmp_path, (link, b"")), wheel_of(pin("evil-1/b.wav", "b.wav")), out)
+    large = source_archive(tmp_path, (tarfile.TarInfo("evil-1/a.wav"), CONTENT * 9))
+    with pytest.raises(UnbraidError, match="larger than the pinned"):
+        unpack(large, wheel_of(pin("evil-1/a.wav", "a.wav")), out)
+    (tmp_path / "evil-1.tar.gz").write_bytes(b"no archive")
+    with pytest.raises(UnbraidError, match="not a readable wheel or source archive"):
+        unpack(tmp_path / "evil-1.tar.gz", wheel_of(pin("evil-1/a.wav", "a.wav")), out)

@@ -20,6 +20,7 @@ from unbraid.core.plain import number, numbers_of, plain, text
 from unbraid.core.png import SIGNATURE, encode_png
 from unbraid.core.series import Series, make_series
 from unbraid.core.show import show
+from unbraid.core.wav import decode_wav, encode_wav
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -319,6 +320,49 @@ class Image(Figure):
         return cls(encode_png(data), alt, title, caption)
 
 
+@dataclass(frozen=True, eq=False)
+class Audio(Figure):
+    """A sound that can be played, as WAV.
+
+    Args:
+        wav: the bytes of a WAV file, uncompressed, 8 or 16 bit (or their base64 text).
+        alt: what can be heard; needed, as no program can write it from the data.
+        title: of the figure.
+        caption: what to listen for.
+
+    Raises:
+        UnbraidError: the bytes are no such file, or ``alt`` is empty.
+    """
+
+    kind: ClassVar[str] = "audio"
+    wav: Any
+    alt: str
+    title: str = ""
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        self._check_texts()
+        text(self.alt, "Audio.alt (a description for people who cannot hear it)", needed=True)
+        try:
+            data = base64.b64decode(self.wav, validate=True) if isinstance(self.wav, str) else bytes(self.wav)
+        except (binascii.Error, TypeError, ValueError):
+            data = b""
+        decode_wav(data)
+        self._set(wav=data)
+
+    @classmethod
+    def from_array(cls, samples: Any, rate: int, alt: str, title: str = "", caption: str = "") -> Audio:
+        """A sound from samples [n] between -1 and 1, so many a second.
+
+        Raises:
+            UnbraidError: the array has another shape.
+        """
+        data = np.asarray(samples)
+        if data.ndim != 1 or not data.size or data.dtype.kind not in "fiu" or int(rate) < 1:
+            raise UnbraidError(f"Audio.from_array needs [samples] and a rate, not the shape {data.shape} at {rate}.")
+        return cls(encode_wav(data, rate), alt, title, caption)
+
+
 def _dump(value: Any) -> Any:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
@@ -331,7 +375,7 @@ def _dump(value: Any) -> Any:
     return plain(value, "figure")
 
 
-KINDS: dict[str, type[Figure]] = {c.kind: c for c in (HeadMap, Lines, Scatter, Bars, HtmlText, Image)}
+KINDS: dict[str, type[Figure]] = {c.kind: c for c in (HeadMap, Lines, Scatter, Bars, HtmlText, Image, Audio)}
 
 
 def figure_from_dict(data: Mapping[str, Any]) -> Figure:

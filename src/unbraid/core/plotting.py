@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unbraid.core.errors import UnbraidError
-from unbraid.core.figures import Bars, Figure, HeadMap, HtmlText, Image, Lines, Scatter
+from unbraid.core.figures import Audio, Bars, Figure, HeadMap, HtmlText, Image, Lines, Scatter
+from unbraid.core.wav import decode_wav
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -148,12 +149,19 @@ def _picture(figure: Image, ax: Axes) -> None:
     ax.set_axis_off()
 
 
+def _waveform(figure: Audio, ax: Axes) -> None:
+    samples, rate = decode_wav(figure.wav)
+    ax.plot(np.arange(len(samples)) / rate, samples, linewidth=0.5)
+    ax.set(xlabel="seconds", ylim=(-1, 1))
+
+
 def _drawer(figure: Figure) -> Callable[[Any, Axes], None] | None:
     known: tuple[tuple[type[Figure], Callable[[Any, Axes], None] | None], ...] = (
         (HeadMap, _map),
         (Lines, _lines),
         (Bars, _bars),
         (Image, _picture),
+        (Audio, _waveform),
         (HtmlText, None),
     )
     return next((drawer for kind, drawer in known if isinstance(figure, kind)), None)

@@ -15,7 +15,7 @@ import numpy as np
 
 from unbraid.core.claim import Claim, Table
 from unbraid.core.errors import UnbraidError
-from unbraid.core.figures import Bars, Figure, HeadMap, HtmlText, Image, Lines, Scatter, figure_from_dict
+from unbraid.core.figures import Audio, Bars, Figure, HeadMap, HtmlText, Image, Lines, Scatter, figure_from_dict
 from unbraid.core.plain import plain, text
 from unbraid.core.provenance import provenance
 from unbraid.core.series import Series
@@ -25,7 +25,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as PlotFigure
     from rich.console import Console
 
-__all__ = ["Bars", "Claim", "Figure", "HeadMap", "HtmlText", "Image", "Lines", "Result", "Scatter", "Series", "Table"]
+__all__ = [
+    "Audio",
+    "Bars",
+    "Claim",
+    "Figure",
+    "HeadMap",
+    "HtmlText",
+    "Image",
+    "Lines",
+    "Result",
+    "Scatter",
+    "Series",
+    "Table",
+]
 
 FORMAT = "unbraid.result/1"
 PAGE_BUDGET = 4_000_000

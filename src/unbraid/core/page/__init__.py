@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from unbraid.core.claim import Table
 from unbraid.core.errors import UnbraidError
-from unbraid.core.figures import Bars, Figure, HeadMap, HtmlText, Image, Lines
+from unbraid.core.figures import Audio, Bars, Figure, HeadMap, HtmlText, Image, Lines
 from unbraid.core.page import tables
 from unbraid.core.page.bars import bars
 from unbraid.core.page.charts import legend as make_legend
@@ -26,7 +26,7 @@ from unbraid.core.page.headmap import headmap
 from unbraid.core.page.limits import Limits, clip
 from unbraid.core.page.lines import lines
 from unbraid.core.page.markup import Markup, el, join
-from unbraid.core.page.text import coloured, picture
+from unbraid.core.page.text import coloured, picture, sound
 from unbraid.core.show import show
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ _DRAWERS: tuple[tuple[type[Figure], Drawer], ...] = (
     (Bars, bars),
     (HtmlText, coloured),
     (Image, picture),
+    (Audio, sound),
 )
 
 
@@ -192,7 +193,7 @@ def _policy(style: str, script: str) -> str:
     def digest(text: str) -> str:
         return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii") + "'"
 
-    allowed = f"img-src data:; style-src {digest(style)}; script-src {digest(script)}"
+    allowed = f"img-src data:; media-src data:; style-src {digest(style)}; script-src {digest(script)}"
     return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
 
 

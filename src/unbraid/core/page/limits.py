@@ -19,6 +19,7 @@ class Limits:
         spans: of a text.
         characters: of one piece of text.
         image: bytes of one picture.
+        sound: bytes of one sound.
     """
 
     rows: int = 500
@@ -27,6 +28,7 @@ class Limits:
     spans: int = 20_000
     characters: int = 4_000
     image: int = 1_500_000
+    sound: int = 1_000_000
 
     def scaled(self, factor: float) -> Limits:
         """All bounds times ``factor``, at least 4."""

@@ -1,10 +1,10 @@
-"""Text coloured by weight, and pictures, as HTML."""
+"""Text coloured by weight, pictures and sounds, as HTML."""
 
 from __future__ import annotations
 
 import base64
 
-from unbraid.core.figures import HtmlText, Image
+from unbraid.core.figures import Audio, HtmlText, Image
 from unbraid.core.page.colour import TEXT_LEVELS
 from unbraid.core.page.limits import Limits, clip
 from unbraid.core.page.markup import Markup, el, escape
@@ -54,3 +54,12 @@ def picture(figure: Image, limits: Limits, alt: str) -> tuple[Markup, str]:
         ), ("The picture itself is in result.json.")
     source = "data:image/png;base64," + base64.b64encode(figure.png).decode("ascii")
     return el("img", src=source, alt=alt, decoding="async"), ""
+
+
+def sound(figure: Audio, limits: Limits, alt: str) -> tuple[Markup, str]:
+    """A player with the sound within the page, or a sentence in its place where it is too large for it."""
+    if len(figure.wav) > limits.sound:
+        said = f"This sound ({len(figure.wav) / 2**20:.1f} MiB) is too large for this page: {alt}"
+        return el("p", said, cls="missing"), "The sound itself is in result.json."
+    source = "data:audio/wav;base64," + base64.b64encode(figure.wav).decode("ascii")
+    return el("audio", src=source, controls=True, preload="metadata", aria_label=alt), ""
