@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 import time
 from pathlib import Path
@@ -107,14 +106,11 @@ def _inputs(loaded: Loaded, content: str, length: int | None) -> tuple[dict[str,
     limits = [length, vars(loaded.model.config).get("max_position_embeddings"), loaded.tokenizer.model_max_length]
     used = min([whole, *(limit for limit in limits if limit is not None and limit > 0)])
     ids = ids[:, :used].to(loaded.model.device)
-    inputs: dict[str, Any] = {"input_ids": ids}
-    accepted = inspect.signature(loaded.model.forward).parameters
+    from unbraid.core.inputs import lean_inputs
+
+    inputs = lean_inputs(loaded.model, ids)
     if loaded.kind == "seq2seq":
         inputs["decoder_input_ids"] = ids
-    if "logits_to_keep" in accepted:
-        inputs["logits_to_keep"] = 1  # the logits of all tokens are large, and nobody looks at them
-    if "use_cache" in accepted:
-        inputs["use_cache"] = False
     return inputs, used, whole
 
 

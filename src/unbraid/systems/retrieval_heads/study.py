@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from unbraid.core.errors import UnbraidError
 from unbraid.core.heads import HeadScores
+from unbraid.core.progress import bar
 from unbraid.core.result import Result
 from unbraid.systems.retrieval_heads.masking import MaskPoint, Mode, Phase, mask_curve, mean_outputs
 from unbraid.systems.retrieval_heads.prose import Difficulty, Needle, read_haystack, read_needles
@@ -18,9 +17,6 @@ from unbraid.systems.retrieval_heads.report import Findings, make_result
 from unbraid.systems.retrieval_heads.store import TrialStore
 from unbraid.systems.retrieval_heads.system import RetrievalHeads
 from unbraid.systems.retrieval_heads.trial import Template
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 SEED_STEP = 1_000  # distance between the seeds of detection runs and of masking trials, so that no needle is used twice
 
@@ -200,16 +196,3 @@ def pool(runs: list[RetrievalHeads], options: dict[str, Any], seed: int) -> Retr
     whole.group_count_ = runs[0].group_count_
     whole._summarise(runs[0].sites_)
     return whole
-
-
-@contextmanager
-def bar(progress: bool | None, label: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr that `tick` moves; None shows it on a terminal."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
-
-    shown = sys.stderr.isatty() if progress is None else progress
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as live:
-        task = live.add_task(label, total=total)
-        yield lambda: live.advance(task)
