@@ -950,11 +950,11 @@ def test_synthesis_says_what_is_missing(monkeypatch):
     ("options", "says"),
     [
         ({"masks": 0}, "--masks"),
-        ({"recordings": 99}, "recordings"),
-        ({"recordings": -1}, "--recordings"),
+        ({"recordings": ("nobody",)}, "no recording 'nobody'"),
+        ({"spoken": -1}, "--spoken"),
         ({"deletion_step": 0.0}, "--deletion-step"),
         ({"dtype": "int8"}, "--dtype"),
-        ({"recordings": 0, "spoken": 0}, "no clip"),
+        ({"recordings": ("none",), "spoken": 0}, "no clip"),
     ],
 )
 def test_the_study_refuses(options, says):
@@ -979,7 +979,7 @@ def test_the_study_runs_and_goes_on(tmp_path):
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     options = {
-        "model": str(tmp_path / "model"), "recordings": 0, "spoken": 3, "masks": 16, "encoder_masks": 16,
+        "model": str(tmp_path / "model"), "recordings": ("none",), "spoken": 3, "masks": 16, "encoder_masks": 16,
         "granularities": (20, 40), "widths": (4, 8), "beams": 1, "deletion_clips": 1, "deletion_step": 0.5,
         "compare": False, "world_seeds": 0, "pictures": 1, "batch_size": 8, "keep": tmp_path / "kept",
     }  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 from unbraid.core.claim import Claim
 from unbraid.systems.s2t_cross_attention import CARD
 from unbraid.systems.s2t_cross_attention.maps import bootstrap
+from unbraid.systems.s2t_cross_attention.warn import DESIGNED_ON
 
 if TYPE_CHECKING:
     from unbraid.systems.s2t_cross_attention.report import Findings
@@ -150,7 +151,7 @@ def deletion(f: Findings) -> Found:
 
 def timestamps(f: Findings) -> Found:
     """Word starts of our alignment against transformers'."""
-    t = f.times
+    t = f.times.get("exact")
     if t is None or "transformers" not in t.errors:
         return {"note": "Not compared with transformers (--no-compare), or no clip with known word times."}
     ours = next((n for n in ("alignment heads, full 30 s", "alignment heads", "all heads") if n in t.errors), "")
@@ -179,7 +180,7 @@ def warning(f: Findings) -> Found:
         "comparator": f"minus the mean log-probability: {doubt:.3f}",
         "holds": bool(risk >= WARNS and low > 0.5),
         "note": "AUROC of attention off the path, clean hypotheses against text forced on other audio, and what the model "
-        f"says of silence and of noise; interval over clips. Holds at {WARNS} or more with the interval above .5.",
+        f"says of silence and of noise; interval over clips, without those on which the measure was chosen. Holds at {WARNS} or more with the interval above .5.",
     }  # fmt: skip
 
 
@@ -187,7 +188,8 @@ def warning_auroc(f: Findings) -> tuple[float, float, float, float, int]:
     """AUROC of risk and of doubt, the interval of the first over clips, and the number of hypotheses."""
     from unbraid.systems.s2t_cross_attention.toy import auroc
 
-    used = [w for w in f.warned if w.kind != "truncated"]
+    others = [w for w in f.warned if f.clips[w.clip].name not in DESIGNED_ON]
+    used = [w for w in others or f.warned if w.kind != "truncated"]
     bad = np.array([w.kind != "clean" for w in used])
     risk, doubt = np.array([w.risk for w in used]), np.array([w.doubt for w in used])
     clip = np.array([w.clip for w in used])

@@ -12,7 +12,9 @@ from unbraid.data.speech.clips import Word
 from unbraid.systems.s2t_cross_attention.align import Group, word_times
 from unbraid.systems.s2t_cross_attention.maps import Pool, aggregate, pool, sink_columns, spread_out
 
-Source = Literal["attention", "alignment_heads", "weights", "norms", "gradient", "saliency_x", "saliency_h"]
+Source = Literal[
+    "attention", "alignment_heads", "weights", "norms", "gradient", "saliency_x", "saliency_h", "effects_x", "effects_h"
+]  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -37,6 +39,8 @@ class Explanation:
         head_norms: [L, H, I, T'], layer_norms: [L, I, T'], gradients: [L, H, I, T'], or None.
         saliency_x: [I, T, F] input saliency, or None; error_x: its standard error ("mean" estimator).
         saliency_h: [I, valid] saliency of encoder states, or None.
+        effects_x: [I, T, F], effects_h: [I, valid] effects by regression on the same runs, or None. They are sharper than
+            means of few runs, which is what alignment needs.
         saliency_y: [I, n] saliency of previous tokens, or None.
         cost: what the runs cost and how exact they are: "input" and "encoder" -> runs, seconds, per second, ...
         silent: the audio was silent.
@@ -62,6 +66,8 @@ class Explanation:
     saliency_x: np.ndarray | None = None
     error_x: np.ndarray | None = None
     saliency_h: np.ndarray | None = None
+    effects_x: np.ndarray | None = None
+    effects_h: np.ndarray | None = None
     saliency_y: np.ndarray | None = None
     cost: dict[str, dict[str, Any]] = field(default_factory=dict)
     silent: bool = False
@@ -86,13 +92,21 @@ class Explanation:
             raise UnbraidError(f"{what} was not kept for {self.name!r}; explain it with {what}=True.")
         return found[:, :, self.rows, : self.valid if crop else None]
 
-    def saliency(self, which: str = "h", how: Pool = "max", crop: bool = True) -> np.ndarray:
+    def saliency(self, which: str = "h", how: Pool = "max", crop: bool = True, effects: bool = False) -> np.ndarray:
         """[I, T'] of text tokens: "x" (input, pooled to states) or "h" (encoder output); padding is 0 where kept.
+
+        Args:
+            which: "x" or "h".
+            how: pooling of input saliency.
+            crop: leave out columns of padding.
+            effects: the effects by regression instead.
 
         Raises:
             UnbraidError: this saliency was not made.
         """
         found = {"x": self.saliency_x, "h": self.saliency_h}[which]
+        if effects:
+            found = {"x": self.effects_x, "h": self.effects_h}[which]
         if found is None:
             raise UnbraidError(f"There is no saliency {which!r} of {self.name!r}; explain it with more than 0 masks.")
         small = found[self.rows] if which == "h" else pool(found[self.rows], self.valid, how)
@@ -132,10 +146,13 @@ class Explanation:
             if kept is None:
                 raise UnbraidError(f"{source} was not kept for {self.name!r}; explain it with {source}=True.")
             return kept[..., : self.valid].reshape(-1, kept.shape[2], self.valid)
-        found = {"saliency_x": self.saliency_x, "saliency_h": self.saliency_h}.get(source)
+        found = {
+            "saliency_x": self.saliency_x, "saliency_h": self.saliency_h, "effects_x": self.effects_x,
+            "effects_h": self.effects_h,
+        }.get(source)  # fmt: skip
         if found is None:
             raise UnbraidError(f"There is no {source} of {self.name!r}; explain it with more than 0 masks.")
-        return found if source == "saliency_h" else pool(found, self.valid)
+        return found if source.endswith("_h") else pool(found, self.valid)
 
     def word_times(self, source: Source = "attention", weights: np.ndarray | None = None) -> list[Word]:
         """Times of the words of the hypothesis, aligned by a map; see `Explanation.aligning`."""

@@ -36,8 +36,7 @@ class Findings:
     explanations: list[Explanation] = field(default_factory=list)
     correlations: Correlations | None = None
     deletion: list[dict[str, dict[str, Any]]] = field(default_factory=list)
-    times: Times | None = None
-    times_clips: list[int] = field(default_factory=list)
+    times: dict[str, Times] = field(default_factory=dict)
     warned: list[Warned] = field(default_factory=list)
     contexts: dict[str, Any] = field(default_factory=dict)
     world: list[dict[str, float]] = field(default_factory=list)
@@ -47,8 +46,8 @@ class Findings:
 def make_result(f: Findings, params: dict[str, Any], seconds: float, pictures: int) -> Result:
     """The page."""
     tables: dict[str, Any] = {"correlations": correlation_rows(f), "clips": clip_rows(f), "cost": cost_rows(f)}
-    if f.times is not None and f.times.errors:
-        tables["word times"] = time_rows(f.times)
+    if f.times:
+        tables["word times"] = [row for kind, t in f.times.items() for row in time_rows(kind, t)]
     if f.deletion:
         tables["deletion"] = deletion_rows(f)
     if f.warned:
@@ -97,8 +96,7 @@ def figures(f: Findings, pictures: int) -> list[Figure]:
         out += [matrix_image(f.explanations[n]) for n in shown[:2]]
         out.append(trust_text(f.explanations[shown[0]]))
     out += [level_bars(f), *head_maps(f), layer_lines(f)]
-    if f.times is not None and f.times.errors:
-        out.append(time_bars(f.times))
+    out += [time_bars(kind, t) for kind, t in f.times.items() if len(t.clip)]
     if f.deletion:
         out.append(deletion_lines(f))
     if f.warned:
@@ -136,7 +134,7 @@ LEVELS = (
     ("learned weights, held out", "learned weights, held out"), ("norm-weighted, heads", "norm-weighted, heads averaged"),
     ("norm-weighted, layers", "norm-weighted, heads of a layer joined"), ("attention x gradient", "attention × gradient"),
     ("all, Spearman", "all heads, Spearman"), ("all, without sinks", "all heads, without sink columns"),
-    ("all, uncropped", "all heads, padding columns kept"),
+    ("all, uncropped", "all heads, padding columns kept"), ("all, effects", "all heads, effects by regression"),
 )  # fmt: skip
 
 
@@ -189,7 +187,7 @@ def level_bars(f: Findings) -> Bars:
     """The main comparison."""
     assert f.correlations is not None
     v = f.correlations.values
-    keys = [(k, label) for k, label in LEVELS[:-3] if f"x {k}" in v]
+    keys = [(k, label) for k, label in LEVELS[:-4] if f"x {k}" in v]
     series = []
     for which, name in (("x", "with input saliency"), ("h", "with encoder-output saliency")):
         found = [bootstrap(v[f"{which} {k}"]) for k, _ in keys]
@@ -233,14 +231,14 @@ def layer_lines(f: Findings) -> Lines:
                  "Heads of a layer averaged; bands are 95 % intervals over utterances.")  # fmt: skip
 
 
-def time_rows(t: Times) -> list[dict[str, Any]]:
+def time_rows(kind: str, t: Times) -> list[dict[str, Any]]:
     """Errors of word times by source."""
     rows = []
     for name, errors in t.errors.items():
         start, end = 1000 * errors["start"], 1000 * errors["end"]
         mean, low, high = bootstrap(start, fisher=False)
         rows.append(
-            {"aligned by": name, "mean error of starts, ms": mean, "low": low, "high": high,
+            {"true times": kind, "aligned by": name, "mean error of starts, ms": mean, "low": low, "high": high,
              "median of starts, ms": float(np.median(start)) if len(start) else None,
              "mean error of ends, ms": float(end.mean()) if len(end) else None,
              "starts within 100 ms": float((start <= 100).mean()) if len(start) else None, "words": len(start),
@@ -249,13 +247,13 @@ def time_rows(t: Times) -> list[dict[str, Any]]:
     return rows
 
 
-def time_bars(t: Times) -> Bars:
+def time_bars(kind: str, t: Times) -> Bars:
     """Mean error of word starts by source."""
     found = {name: bootstrap(1000 * e["start"], fisher=False) for name, e in t.errors.items()}
     series = Series("", list(found), *([b[i] for b in found.values()] for i in range(3)))
     return Bars(
-        "Error of word times", [series], y_label="mean error of word starts, ms", horizontal=True,
-        caption=f"Against exactly known times of {len(t.clip)} words of synthesised speech; the same words for all. "
+        f"Error of word times (true times: {kind or 'given'})", [series], y_label="mean error of word starts, ms", horizontal=True,
+        caption=f"{len(t.clip)} words of {len(set(t.clip))} clips, the same for all sources; intervals over words. "
         '“transformers” is its own return_timestamps="word", on eager attention; all others run on fused attention.',
     )  # fmt: skip
 

@@ -27,12 +27,13 @@ from unbraid.systems.s2t_cross_attention.system import SpeechCrossAttention
 def run(
     model: str = "whisper-tiny.en",
     audio: Sequence[Path] = (),
-    recordings: int = 3,
+    recordings: Sequence[str] = ("praatio", "arctic"),
     spoken: int = 3,
-    masks: int = 240,
-    encoder_masks: int = 240,
-    granularities: Sequence[int] = (100, 200, 400),
-    widths: Sequence[int] = (1, 2, 4),
+    masks: int = 180,
+    encoder_masks: int = 180,
+    granularities: Sequence[int] = (20, 40, 80),
+    widths: Sequence[int] = (2, 4, 8),
+    probability: float = 0.5,
     segments: Segments = "auto",
     scorer: Scorer = "kl",
     estimator: Estimator = "mean",
@@ -45,7 +46,7 @@ def run(
     beams: int = 5,
     context: Literal["full", "fit"] = "fit",
     context_masks: int = 0,
-    deletion_clips: int = 3,
+    deletion_clips: int = 2,
     deletion_step: float = 0.1,
     warn: bool = True,
     compare: bool = True,
@@ -62,12 +63,13 @@ def run(
     Args:
         model: A name of the zoo (`unbraid models`), a hub id or a local folder of an encoder-decoder speech model.
         audio: Your own sound files (WAV, FLAC, OGG, MP3); they are added to the clips.
-        recordings: How many recordings of the zoo to use.
+        recordings: Recordings of the zoo (arctic, beckett, librivox, praatio), or none.
         spoken: How many synthesised clips with exactly known word times to use.
         masks: Perturbation runs of the input per clip, at the most (the paper's configuration: 20000).
         encoder_masks: Runs of the encoder's output per clip, at the most; they run only the decoder.
         granularities: Segments per 500 frames, one number per segmentation (the paper's: 2000,2500,3000).
         widths: Encoder states occluded together, one number per granularity.
+        probability: Share that is occluded.
         segments: Superpixels (slic, needs scikit-image), rectangles (grid), or whichever is there (auto).
         scorer: Divergence of the whole distribution (kl) or fall of the token's own probability.
         estimator: Mean over runs (SPES) or regression with KernelSHAP's weights.
@@ -98,14 +100,15 @@ def run(
     given, start = dict(locals()), time.perf_counter()
     system = SpeechCrossAttention(
         masks=masks, encoder_masks=encoder_masks, granularities=tuple(granularities), widths=tuple(widths),
-        probability=0.5, segments=segments, scorer=scorer, estimator=estimator, antithetic=antithetic,
+        probability=probability, segments=segments, scorer=scorer, estimator=estimator, antithetic=antithetic,
         tolerance=tolerance, fill=fill, decoder_probability=decoder_probability, batch_size=batch_size, pool=pool,
         beams=beams, context=context, norms=True, gradient=True, seed=seed,
     )  # fmt: skip
-    check(system, len(audio), recordings, spoken, deletion_clips, deletion_step, world_seeds, pictures)
+    names = [] if list(recordings) == ["none"] else list(recordings)
+    check(system, len(audio), names, spoken, deletion_clips, deletion_step, world_seeds, pictures)
     own = [load_clip(path) for path in audio]
     loaded = load(model, device, dtype, progress)
-    clips = [*own, *shipped(spoken), *recorded(recordings, progress)]
+    clips = [*own, *shipped(spoken), *recorded(names, progress)]
     store = Store(keep, {"model": model, "dtype": dtype, "context": context})
     found = Findings(model, clips, system)
     explain(found, loaded, store, progress)
@@ -125,7 +128,7 @@ def run(
 
 
 def check(
-    system: SpeechCrossAttention, files: int, recordings: int, spoken: int, deletion_clips: int, step: float,
+    system: SpeechCrossAttention, files: int, recordings: Sequence[str], spoken: int, deletion_clips: int, step: float,
     world_seeds: int, pictures: int,
 ) -> None:  # fmt: skip
     """Refuses options before any model is loaded.
@@ -134,21 +137,22 @@ def check(
         UnbraidError: which option, and what is accepted.
     """
     for name, value in (
-        ("--recordings", recordings), ("--spoken", spoken), ("--deletion-clips", deletion_clips),
-        ("--world-seeds", world_seeds), ("--pictures", pictures),
+        ("--spoken", spoken), ("--deletion-clips", deletion_clips), ("--world-seeds", world_seeds),
+        ("--pictures", pictures),
     ):  # fmt: skip
         if value < 0:
             raise UnbraidError(f"{name} must be 0 or more, not {value}.")
-    if not files + recordings + spoken:
-        raise UnbraidError("There is no clip: give --audio, or --recordings or --spoken above 0.")
+    if not files + len(recordings) + spoken:
+        raise UnbraidError("There is no clip: give --audio, --recordings, or --spoken above 0.")
     if not 0 < step <= 1:
         raise UnbraidError(f"--deletion-step is {step}; it must be a share in (0, 1].")
     if system.masks < 1 or system.encoder_masks < 1:
         raise UnbraidError("--masks and --encoder-masks must be 1 or more: the study compares attention with both.")
     system.check()
-    names = recording_names()
-    if recordings > len(names):
-        raise UnbraidError(f"The zoo has {len(names)} recordings, not {recordings}; add your own with --audio.")
+    known = recording_names()
+    for name in recordings:
+        if name not in known:
+            raise UnbraidError(f"The zoo has no recording {name!r}; choose from {', '.join(known)}, or give --audio.")
 
 
 def recording_names() -> list[str]:
@@ -158,11 +162,11 @@ def recording_names() -> list[str]:
     return [name for name, entry in table().items() if entry.kind == "recording"]
 
 
-def recorded(count: int, progress: bool | None) -> list[Clip]:
+def recorded(names: Sequence[str], progress: bool | None) -> list[Clip]:
     """Recordings of the zoo as clips, with their text where it is known."""
     from unbraid.systems.s2t_cross_attention.recordings import load_recording
 
-    return [clip for name in recording_names()[:count] for clip in load_recording(name, progress)]
+    return [clip for name in names for clip in load_recording(name, progress)]
 
 
 def load(name: str, device: str | None, dtype: str | None, progress: bool | None, **options: Any) -> Any:
@@ -225,8 +229,9 @@ def times(found: Findings, loaded: Any, peer: str | None, progress: bool | None)
                 )
             sources.append(source)
             tick(1)
-    found.times = measure.timing([found.clips[i] for i in known], sources)
-    found.times_clips = known
+    for kind in dict.fromkeys(found.clips[i].timing for i in known):
+        of_kind = [(i, s) for i, s in zip(known, sources, strict=True) if found.clips[i].timing == kind]
+        found.times[kind] = measure.timing([found.clips[i] for i, _ in of_kind], [s for _, s in of_kind])
 
 
 def check_context(

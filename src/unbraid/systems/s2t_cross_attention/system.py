@@ -212,6 +212,7 @@ class SpeechCrossAttention(System):
             runs = perturb_input(listener, heard, made.ids, masks, self._plan(self.masks), store, on_runs)
             made.saliency_x = estimates.estimate(runs, self.estimator)
             made.error_x = estimates.mean_map(runs)[1] if self.estimator == "mean" else None
+            made.effects_x = made.saliency_x if self.estimator == "regression" else estimates.regression_map(runs)
             made.saliency_y = estimates.token_map(runs, len(listener.prefix))
             made.cost["input"] = self._facts(runs)
         if self.encoder_masks:
@@ -220,6 +221,7 @@ class SpeechCrossAttention(System):
                 listener, states, made.valid, made.ids, masks, self._plan(self.encoder_masks), store, on_runs
             )
             made.saliency_h = estimates.estimate(runs, self.estimator)
+            made.effects_h = made.saliency_h if self.estimator == "regression" else estimates.regression_map(runs)
             made.cost["encoder"] = self._facts(runs)
 
     def _facts(self, runs: Runs) -> dict[str, Any]:
