@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 from transformers import (
+    BertConfig,
+    BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,

@@ -219,7 +219,8 @@ def _stacks(model: nn.Module) -> dict[str, list[Block]]:
     for name, module in model.named_modules():
         if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(module) == 0:
             continue
-        made = [_block(f"{name}.{i}" if name else str(i), i, layer) for i, layer in enumerate(module)]
+        layers = list(module.children())
+        made = [_block(f"{name}.{i}" if name else str(i), i, layer) for i, layer in enumerate(layers)]
         whole = [b for b in made if b is not None]
         if len(whole) == len(made):
             found[name] = whole

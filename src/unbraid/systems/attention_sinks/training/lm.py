@@ -132,9 +132,14 @@ def measure_lm(model: Any, length: int = 128, windows: int = 64) -> dict[str, fl
     extra = setting["options"].get("count", 1) if setting["name"] == REGISTERS else 0
     whole = taps.Maps()
     # registers keep plain attention, whose maps a tap can see; variants record their own weights
-    with attach(model, whole) if extra else recording(model) as kept, listening(keep):
-        loss = float(next_token(model, ids))
-    maps = [m[0] for m in whole.values.values()] if extra else [m[0] for m in kept]
+    if extra:
+        with attach(model, whole), listening(keep):
+            loss = float(next_token(model, ids))
+        maps = [m[0] for m in whole.values.values()]
+    else:
+        with recording(model) as kept, listening(keep):
+            loss = float(next_token(model, ids))
+        maps = [m[0] for m in kept]
     first = torch.stack([m[:, :, extra + 1 :, extra].mean((0, 2)) for m in maps])  # [L, H]
     before = torch.stack([m[:, :, extra:, :extra].sum(-1).mean((0, 2)) for m in maps])
     rows = torch.stack([m.sum(-1).mean((0, 2)) for m in maps])

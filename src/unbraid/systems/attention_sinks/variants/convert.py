@@ -61,7 +61,7 @@ def convert(model: PreTrainedModel, name: str, *, lossless: bool = False, **opti
 
 def _replace(model: PreTrainedModel, name: str, options: dict[str, Any]) -> None:
     stack, shapes = blocks(model), heads_of(model)
-    hidden = model.get_input_embeddings().weight.shape[1]
+    hidden = int(_embedding(model).shape[1])
     kind = next(model.parameters())
     made = [make_variant(name, Sizes(s.heads, s.key_heads, s.width, hidden), **options) for s in shapes]
     _register()
@@ -79,11 +79,15 @@ def _replace(model: PreTrainedModel, name: str, options: dict[str, Any]) -> None
 
 def _registers(model: PreTrainedModel, options: dict[str, Any]) -> None:
     body = model.get_decoder() if model.get_decoder() is not None else model.base_model
-    weight = model.get_input_embeddings().weight
+    weight = _embedding(model)
     wrong = [o for o in options if o not in ("count", "std")]
     if wrong:
         raise UnbraidError(f"registers has no option {wrong[0]!r}; it has count, std.")
     Registers(weight.shape[1], **options).to(device=weight.device, dtype=weight.dtype).install(body)
+
+
+def _embedding(model: PreTrainedModel) -> Tensor:
+    return dict(model.get_input_embeddings().named_parameters())["weight"]
 
 
 def load_converted(folder: str | Path, **options: Any) -> PreTrainedModel:
