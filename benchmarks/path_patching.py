@@ -132,6 +132,7 @@ class Race:
         from unbraid.core.patching import PathPatcher, PlainPatcher
 
         torch.set_num_threads(given.threads)
+        torch.set_grad_enabled(False)
         self.given, self.loaded = given, zoo.load("smollm2")
         self.data = data(self.loaded.tokenizer, given.prompts, given.seed)
         model = self.loaded.model

@@ -302,7 +302,7 @@ def test_the_study_runs_on_any_decoder_in_a_folder(tokenizer, tmp_path, kind: st
     tokenizer.save_pretrained(tmp_path / "model")
     result = run(
         str(tmp_path / "model"), controls=("capitals",), prompts=4, held_out=4, seeds=1, most_shots=1, draws=2, batch=4,
-        fraction=0.6, search="below_any", keep=tmp_path / "keep", progress=False,
+        fraction=0.5, search="below_any", keep=tmp_path / "keep", progress=False,
     )  # fmt: skip
     assert [c.name for c in result.claims] == ["overlap", "controls", "repair", "downstream", "rank", "gatherers"]
     assert result.claims[0].measured is not None
@@ -313,7 +313,7 @@ def test_the_study_runs_on_any_decoder_in_a_folder(tokenizer, tmp_path, kind: st
     )
     again = run(
         str(tmp_path / "model"), controls=("capitals",), prompts=4, held_out=4, seeds=1, most_shots=1, draws=2, batch=4,
-        fraction=0.6, search="below_any", keep=tmp_path / "keep", progress=False,
+        fraction=0.5, search="below_any", keep=tmp_path / "keep", progress=False,
     )  # fmt: skip
     assert again.meta["pieces_read_back"] > 0
     assert again.tables["circuits"] == result.tables["circuits"]
@@ -326,6 +326,35 @@ def test_learned_things_are_saved(tmp_path) -> None:
     back = CircuitReuse.from_pretrained(system.save_pretrained(tmp_path / "x"))
     assert back.circuits_ == system.circuits_
     assert back.overlap_["jaccard"] == system.overlap_["jaccard"]
+
+
+@pytest.mark.study
+@pytest.mark.weights
+def test_real_weights_equal_the_definition_and_the_repair_works() -> None:
+    from unbraid import zoo
+    from unbraid.core.patching import LOGITS, PathPatcher, PlainPatcher, receive
+
+    loaded = zoo.load("smollm2", progress=False)
+    made = indirect_object(loaded.tokenizer, 60)
+    length = len(made[0].clean)
+    some = [p for p in made if len(p.clean) == length][:4]
+    data = {
+        "clean": [list(p.clean) for p in some], "corrupt": [list(p.corrupt) for p in some],
+        "answers": [p.answers[0] for p in some], "distractors": [p.distractors[0] for p in some],
+    }  # fmt: skip
+    quick, plain = PathPatcher(loaded.model, **data), PlainPatcher(loaded.model, **data)
+    site = "model.layers.{}.self_attn"
+    for ends in ([LOGITS], receive([(site.format(23), 0)], "q")):
+        got = quick.effects(ends, [(site.format(20), 0), (site.format(12), 4)])
+        for row, sender in zip(got.patched, [(site.format(20), 0), (site.format(12), 4)], strict=True):
+            np.testing.assert_allclose(row, plain.effect(sender, ends), atol=1e-3)
+    circuit = find_circuit(loaded.model, made.take(12))
+    steering, negative = mending.repair_heads(circuit)
+    done = repair(
+        loaded.model, coloured_objects(loaded.tokenizer, 24, 7), steering | negative,
+        scores=circuit.found[0].scores, draws=4,
+    )  # fmt: skip
+    assert done.after["all"].share()[0] > done.spread()[2]
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

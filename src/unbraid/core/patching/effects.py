@@ -73,11 +73,15 @@ class Effects:
         """The same senders on further prompts."""
         if self.labels != other.labels:
             raise UnbraidError("Effects of different senders cannot be joined.")
-        joined = (
-            np.concatenate(pair, axis=-1)
-            for pair in ((self.patched, other.patched), (self.clean, other.clean), (self.corrupt, other.corrupt))
+        return Effects(
+            self.senders,
+            self.labels,
+            np.concatenate([self.patched, other.patched], 1),
+            np.concatenate([self.clean, other.clean]),
+            np.concatenate([self.corrupt, other.corrupt]),
+            self.sites,
+            self.heads,
         )
-        return Effects(self.senders, self.labels, *joined, self.sites, self.heads)
 
 
 @dataclass(eq=False)

@@ -94,7 +94,7 @@ class Names:
         single = isinstance(sender, Mlp) or (
             isinstance(sender, tuple) and len(sender) == 2 and isinstance(sender[0], str)
         )
-        found = frozenset([self.node(sender)] if single else [self.node(one) for one in sender])  # type: ignore[union-attr]
+        found = frozenset([self.node(sender)] if single else [self.node(one) for one in sender])
         if not found:
             raise UnbraidError("A joint sender needs at least one head or MLP; this set is empty.")
         return found

@@ -21,7 +21,7 @@ from unbraid.core.patching.sending import Scene, Sent, project, send, send_linea
 from unbraid.core.patching.snapshot import Snapshot, frozen_norms, take
 
 FreezeNorm = Literal["none", "clean", "corrupt"]
-Positions = int | Sequence[int] | Tensor
+Positions = int | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
 
 class PathPatcher:

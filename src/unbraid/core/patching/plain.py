@@ -72,7 +72,7 @@ class PlainPatcher:
 
     def _metric(self, logits: Tensor) -> np.ndarray:
         b = self.batch
-        return log_odds(logits.gather(1, b.tokens).float(), b.right, b.wrong).cpu().numpy().astype(np.float64)
+        return log_odds(logits.gather(1, b.tokens).float(), b.right, b.wrong).detach().cpu().numpy().astype(np.float64)
 
     @torch.no_grad()
     def _look(self, ids: Tensor) -> dict[str, Any]:

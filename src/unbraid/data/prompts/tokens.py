@@ -57,7 +57,7 @@ class Encoder:
             spans.pop()
         if not ids:
             raise UnbraidError(f"This tokenizer makes no token of {text!r}; prompts need at least one.")
-        return tuple(ids), spans  # type: ignore[return-value]
+        return tuple(ids), spans
 
     def places(self, slots: Slots, spans: Sequence[tuple[int, int]]) -> dict[str, tuple[int, ...]]:
         """Token positions of every named slot: those that share a character with its words."""

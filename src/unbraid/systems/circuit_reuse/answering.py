@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 from unbraid.core.attach import attach
 from unbraid.core.calls import Tap
 from unbraid.data.prompts import PromptSet
+from unbraid.systems.circuit_reuse.store import Store
 
 Taps = Callable[[list[int]], Sequence[Tap]]  # from the numbers of a batch's prompts to the taps for it
 
@@ -66,6 +68,27 @@ def accuracy(model: nn.Module, prompts: PromptSet, taps: Taps | None = None, bat
     return Answers(top1, best, odds)
 
 
+def remembered(store: Store | None, prompts: PromptSet, what: Any, make: Callable[[], Answers]) -> Answers:
+    """Answers from a store, or made now and put there.
+
+    Args:
+        store: where finished answers are; None for none.
+        prompts: that were answered.
+        what: everything else that they depend on.
+        make: runs the model.
+    """
+    if store is None:
+        return make()
+    key = ["answers", [(p.clean, p.answers, p.distractors, p.candidates) for p in prompts], what]
+    found = store.load(key)
+    if found is not None:
+        return Answers(found["top1"].astype(bool), found["best"].astype(bool), found["log_odds"])
+    made = make()
+    store.save(key, {"top1": made.top1.astype(np.uint8), "best": made.best.astype(np.uint8), "log_odds": made.log_odds})
+    return made
+
+
 def last_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """[B, vocabulary] float32 logits of the last token."""
-    return model(input_ids=ids, use_cache=False).logits[:, -1].float()
+    last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    return model(input_ids=ids, use_cache=False, **last).logits[:, -1].float()

@@ -66,7 +66,7 @@ def repeated(model: nn.Module, length: int = 50, count: int = 8, seed: int = 0) 
         seed: of the tokens.
     """
     g = torch.Generator().manual_seed(seed)
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     half = torch.randint(0, int(vocabulary), (count, length), generator=g)
     ids = torch.cat([half, half], 1).to(next(model.parameters()).device)
 

@@ -11,9 +11,10 @@ from torch import nn
 from unbraid.core.errors import UnbraidError
 from unbraid.core.heads import HeadScores, HeadSet
 from unbraid.data.prompts import PromptSet
-from unbraid.systems.circuit_reuse.answering import Answers, accuracy
+from unbraid.systems.circuit_reuse.answering import Answers, accuracy, remembered
 from unbraid.systems.circuit_reuse.circuit import Circuit
 from unbraid.systems.circuit_reuse.rows import Mass, attend_to, block_keys
+from unbraid.systems.circuit_reuse.store import Store
 
 OnStep = Callable[[str, int, int], None]
 
@@ -94,6 +95,7 @@ def repair(
     batch: int = 25,
     seed: int = 0,
     on_step: OnStep | None = None,
+    store: Store | None = None,
 ) -> Repair:
     """Makes heads attend from the last token to a named place of each prompt, and counts right answers.
 
@@ -111,6 +113,7 @@ def repair(
         batch: prompts per forward.
         seed: of the controls.
         on_step: called with (name, done, all).
+        store: finished answers are read from it and written to it.
     """
     wanted = {"all": heads, **(parts or {})}
     avoided = HeadSet(h for some in wanted.values() for h in some) if avoid is None else avoid | heads
@@ -128,11 +131,12 @@ def repair(
         if not len(some):
             return out.before
         tap = lambda group: [attend_to(some, [prompts[i].places[place] for i in group], mass=mass, keep=keep)]  # noqa: E731
-        return accuracy(model, prompts, tap, batch)
+        what = ["repair", sorted(some), place, mass, list(keep)]
+        return remembered(store, prompts, what, lambda: accuracy(model, prompts, tap, batch))
 
     if place not in prompts[0].places:
         raise UnbraidError(f"Prompts of {prompts.task!r} have no place {place!r}; they have {list(prompts[0].places)}.")
-    out = Repair(heads, accuracy(model, prompts, None, batch))
+    out = Repair(heads, remembered(store, prompts, "plain", lambda: accuracy(model, prompts, None, batch)))
     step("before")
     for name, some in wanted.items():
         out.after[name] = answers(some)
@@ -144,7 +148,14 @@ def repair(
     return out
 
 
-def blocked(model: nn.Module, prompts: PromptSet, heads: HeadSet, place: str = "question", batch: int = 25) -> Answers:
+def blocked(
+    model: nn.Module,
+    prompts: PromptSet,
+    heads: HeadSet,
+    place: str = "question",
+    batch: int = 25,
+    store: Store | None = None,
+) -> Answers:
     """Answers when heads cannot see a place from the last token (content gatherers and the question's object)."""
     tap = lambda group: [block_keys(heads, [prompts[i].places[place] for i in group])]  # noqa: E731
-    return accuracy(model, prompts, tap, batch)
+    return remembered(store, prompts, ["block", sorted(heads), place], lambda: accuracy(model, prompts, tap, batch))

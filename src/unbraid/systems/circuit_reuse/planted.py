@@ -172,11 +172,11 @@ def planted_tasks(seed: int = 0, count: int = 24) -> PlantedTasks:
         begin = slot[early].start + task * half
         _read(model, gather[task], "v", slice(begin, begin + half))
         _read(model, steer[task], "v", slot[gather[task]])
-        for head in (gather[task], steer[task]):
-            _write(model, head, slot[head])
+        for writer in (gather[task], steer[task]):
+            _write(model, writer, slot[writer])
     for mover in movers:
-        for head in steer:
-            _read(model, mover, "q", slot[head])
+        for source in steer:
+            _read(model, mover, "q", slot[source])
         _write(model, mover, slot[mover])
     model.lm_head.weight[:, slot[movers[0]]] = torch.randn(60, WIDTH)
     prompts = [_prompts(model, f"planted {t + 1}", 20 * t, count, seed + 10 * t) for t in range(2)]
@@ -215,7 +215,7 @@ def _prompts(model: Any, task: str, low: int, count: int, seed: int) -> PromptSe
         both = model(torch.from_numpy(np.stack([clean, twin]))).logits[:, -1]
         change = both[0] - both[1]
         answer, distractor = int(change.argmax()), int(change.argmin())
-        places = {"source": (4,), "end": (7,)}
+        places: dict[str, tuple[int, ...]] = {"source": (4,), "end": (7,)}
         pairs.append(
             PromptPair(
                 tuple(map(int, clean)), tuple(map(int, twin)), (answer,), (distractor,), (answer, distractor), places,

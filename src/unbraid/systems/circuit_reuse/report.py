@@ -27,7 +27,7 @@ def make_result(f: Findings, params: dict[str, Any], seconds: float) -> Result:
     """The page."""
     first, second = f.pairs[0]
     tables: dict[str, Any] = {
-        "accuracy": Table.from_records(f.tried, "Held-out prompts; more solved examples are tried below one half."),
+        "accuracy": Table.from_records(f.tried, "More solved examples are tried below one half, on other prompts."),
         "circuits": Table.from_records([r for c in (first, second, *f.controls) for r in circuit_rows(c)]),
         "overlap": Table.from_records(overlap_curve(first, second), "At several thresholds, first seed."),
         "overlap of tasks": Table.from_records(task_rows(f)),
@@ -39,7 +39,8 @@ def make_result(f: Findings, params: dict[str, Any], seconds: float) -> Result:
         if rows:
             caption = f"Heads of the circuit of {LONG[task]}: mean attention from the last token, and behaviour."
             tables[f"roles, {LONG[task]}"] = Table.from_records(rows, caption)
-    figures: list[Figure] = [*repair_bars(f), *maps(f), curve(f), *together(f), *copy_points(f), *example(f)]
+    first_maps, later_maps = maps(f)
+    figures = [*repair_bars(f), *first_maps, curve(f), *together(f), *copy_points(f), *example(f), *later_maps]
     return Result(
         CARD.slug,
         f"Do indirect objects and coloured objects use the same heads of {f.name}?",
@@ -93,7 +94,7 @@ def _names(a: Circuit, b: Circuit) -> str:
 
 def intervention_rows(f: Findings) -> list[dict[str, Any]]:
     """Every intervention with accuracy and new mistakes."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     table = f.pairs[0][0].found[0].scores
     for name, r in f.repairs.items():
         if not rows:
@@ -102,12 +103,12 @@ def intervention_rows(f: Findings) -> list[dict[str, Any]]:
             label = name if part == "all" else part
             heads = ", ".join(table.label(h) for h in r.heads) if part == "all" else ""
             rows.append({**_row(label, heads, answers), "new mistakes": r.new_mistakes(name=part)})
-        for i, (answers, heads) in enumerate(zip(r.random, r.draws, strict=True)):
-            names = ", ".join(table.label(h) for h in heads)
+        for i, (answers, drawn) in enumerate(zip(r.random, r.draws, strict=True)):
+            names = ", ".join(table.label(h) for h in drawn)
             rows.append(_row(f"random heads, draw {i + 1}", names, answers))
     if f.gathered is not None:
-        heads, blocked, random = f.gathered
-        rows.append(_row("gatherers cannot see the question", ", ".join(table.label(h) for h in heads), blocked))
+        gatherers, blocked, random = f.gathered
+        rows.append(_row("gatherers cannot see the question", ", ".join(table.label(h) for h in gatherers), blocked))
         rows += [_row(f"random heads cannot, draw {i + 1}", "", a) for i, a in enumerate(random)]
     return rows
 
@@ -142,20 +143,22 @@ def repair_bars(f: Findings) -> list[Figure]:
     return [Bars("What switching heads on or off does", [series], y_label="accuracy", caption=caption)]
 
 
-def maps(f: Findings) -> list[Figure]:
-    """Normalised importance of the first two stages, circuit heads outlined."""
-    out: list[Figure] = []
+def maps(f: Findings) -> tuple[list[Figure], list[Figure]]:
+    """Normalised importance, kept heads outlined: of the first two stages, and of the others."""
+    first: list[Figure] = []
+    later: list[Figure] = []
     for c in f.pairs[0]:
         for found in c.found:
             table = c.normalised()[found.stage.name]
             into = "the logits" if found.stage.channels == "logits" else f"{found.stage.channels} of the stage before"
             caption = (
                 f"Positive: the head helps the answer. Into {into}; over the largest of this stage; outlined: kept. "
-                "Empty: no path to the receivers."
+                "Empty: not below the receivers."
             )
             title = f"{LONG.get(c.task, c.task).capitalize()}: {found.stage.name}"
-            out.append(HeadMap(title, table, caption=caption, scale="diverging", limits=(-1, 1), marked=found.kept))
-    return out
+            made = HeadMap(title, table, caption=caption, scale="diverging", limits=(-1, 1), marked=found.kept)
+            (first if found in c.found[:2] else later).append(made)
+    return first, later
 
 
 def curve(f: Findings) -> Lines:
@@ -263,7 +266,7 @@ def notes(f: Findings, params: dict[str, Any]) -> list[str]:
     """What a reader must know."""
     out = []
     for task, shots in f.shots.items():
-        row = next(r for r in f.tried if r["task"] == task and r["solved examples"] == shots)
+        row = next(r for r in f.tried if r["task"] == task and r["prompts"] == "held out")
         weak = (
             " Fewer than half are right, so this circuit is that of a task the model cannot do."
             if row["top-1"] < 0.5
@@ -280,8 +283,8 @@ def notes(f: Findings, params: dict[str, Any]) -> list[str]:
     out.append(
         "The paper does not list the receivers of its later stages. Here: queries of the kept heads, then keys and "
         "values of those at the exchanged token, then all three of what feeds them. Twins differ in one token, and "
-        "nothing before it can change, so previous-token heads at the first name are out of reach of this method and appear by "
-        "behaviour only."
+        "nothing before it can change, so previous-token heads at the first name are out of reach of this method and "
+        "appear by behaviour only."
     )
     out.append(
         f"The model is {f.name}, not GPT-2 Medium, whose weights the paper's figures belong to; its claims are tested "

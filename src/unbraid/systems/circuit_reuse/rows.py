@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -166,10 +166,10 @@ def block_keys(heads: HeadSet | Iterable[Head], where: Where, rows: Iterable[int
 
 
 def _listed(where: Where) -> list[list[int]]:
-    listed = list(where)
+    listed: list[Any] = list(where)
     if listed and all(isinstance(w, int) or (isinstance(w, Tensor) and w.dim() == 0) for w in listed):
-        return [[int(w) for w in listed]]  # type: ignore[arg-type]
+        return [[int(w) for w in listed]]
     try:
-        return [[int(k) for k in places] for places in listed] or [[]]  # type: ignore[union-attr]
+        return [[int(k) for k in places] for places in listed] or [[]]
     except TypeError:
         raise UnbraidError("where must be positions, or one list of positions per prompt, not a mixture.") from None

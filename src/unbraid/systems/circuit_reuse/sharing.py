@@ -100,8 +100,8 @@ def overlap_curve(
     for fraction in fractions:
         rows.append({"kept": fraction, "stage": "all", **overlap(first.at(fraction), second.at(fraction), shape).row()})
         for a, b in zip(first.found, second.found, strict=False):
-            pair = (f.top(fraction, c.floor) for f, c in ((a, first), (b, second)))
-            rows.append({"kept": fraction, "stage": a.stage.name, **overlap(*pair, shape).row()})
+            found = overlap(a.top(fraction, first.floor), b.top(fraction, second.floor), shape)
+            rows.append({"kept": fraction, "stage": a.stage.name, **found.row()})
     return rows
 
 

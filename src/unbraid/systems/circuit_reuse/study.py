@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from unbraid.systems.circuit_reuse.answering import Answers
     from unbraid.systems.circuit_reuse.circuit import Circuit
     from unbraid.systems.circuit_reuse.mending import Repair
+    from unbraid.systems.circuit_reuse.store import Store
 
 SEED_STEP = 1_000  # between the prompts that find circuits and those that test them
 ENOUGH = 0.5  # top-1 accuracy from which a task counts as done; below it, more solved examples are tried
@@ -118,13 +119,14 @@ def run(
         "fraction": fraction, "freeze_norm": freeze_norm, "freeze_mlps": freeze_mlps, "search": search, "batch": batch,
         "rows": rows, "store": store,
     }  # fmt: skip
-    tests = tests_of(f, ["ioi", "coloured_objects", *controls], held_out, seed + SEED_STEP, shots, most_shots, batch)
     with bar(progress) as step:
+        tasks = ["ioi", "coloured_objects", *controls]
+        tests = tests_of(f, tasks, held_out, seed + SEED_STEP, shots, most_shots, batch, step, store)
         for i in range(seeds):
             both = [circuit(f, t, prompts, seed + i, options, step) for t in ("ioi", "coloured_objects")]
             f.pairs.append((both[0], both[1]))
         f.controls = [circuit(f, t, prompts, seed, options, step) for t in controls]
-        intervene(f, tests, draws, batch, seed, step)
+        intervene(f, tests, draws, batch, seed, step, store)
         describe(f, tests, batch, seed, step)
     f.read_back = store.read_back
     return make_result(f, given, time.perf_counter() - start)
@@ -146,13 +148,20 @@ def circuit(
 
 
 def tests_of(
-    f: Findings, tasks: Sequence[str], count: int, seed: int, shots: int | None, most: int, batch: int
+    f: Findings,
+    tasks: Sequence[str],
+    count: int,
+    seed: int,
+    shots: int | None,
+    most: int,
+    batch: int,
+    step: Callable[[str, float, float], None],
+    store: Store,
 ) -> dict[str, PromptSet]:
     """Held-out prompts of each task, with as many solved examples as the model needs to do it."""
     import inspect
 
     from unbraid.data.prompts import TASKS
-    from unbraid.systems.circuit_reuse.answering import accuracy
 
     out: dict[str, PromptSet] = {}
     for task in tasks:
@@ -160,22 +169,32 @@ def tests_of(
         tries = [shots] if shots is not None else list(range(default, max(default, most) + 1))
         best = -1.0
         for number in tries:
-            some = TASKS[task](f.tokenizer, count, seed, number)
-            answers = accuracy(f.model, some, None, batch)
-            share, low, high = answers.share()
-            f.tried.append(
-                {
-                    "task": task, "solved examples": number, "prompts": count, "top-1": share, "low": low, "high": high,
-                    "best of the candidates": answers.share("best")[0], "log-odds": float(answers.log_odds.mean()),
-                }
-            )  # fmt: skip
+            # chosen on prompts of their own, so that what is reported is not what was chosen by
+            share = tell(f, "choosing", TASKS[task](f.tokenizer, count, seed + SEED_STEP, number), batch, store)
             if share > best:
-                best, out[task], f.shots[task] = share, some, number
+                best, f.shots[task] = share, number
             if share >= ENOUGH:
                 break
-    for row in f.tried:
-        row["used"] = f.shots[row["task"]] == row["solved examples"]
+        out[task] = TASKS[task](f.tokenizer, count, seed, f.shots[task])
+        tell(f, "held out", out[task], batch, store)
+        step(f"accuracy, {task}", len(out), len(tasks))
     return out
+
+
+def tell(f: Findings, why: str, prompts: PromptSet, batch: int, store: Store) -> float:
+    """Notes a row of the table of accuracies; returns the top-1 accuracy."""
+    from unbraid.systems.circuit_reuse.answering import accuracy, remembered
+
+    answers = remembered(store, prompts, "plain", lambda: accuracy(f.model, prompts, None, batch))
+    share, low, high = answers.share()
+    f.tried.append(
+        {
+            "task": prompts.task, "prompts": why, "number": len(prompts), "solved examples": prompts.about["shots"],
+            "top-1": share, "low": low, "high": high, "best of the candidates": answers.share("best")[0],
+            "log-odds": float(answers.log_odds.mean()),
+        }
+    )  # fmt: skip
+    return share
 
 
 def intervene(
@@ -185,10 +204,12 @@ def intervene(
     batch: int,
     seed: int,
     step: Callable[[str, float, float], None],
+    store: Store,
 ) -> None:
     """The repair and the blocking of gatherers, on held-out prompts, against random heads."""
     import numpy as np
 
+    from unbraid.core.heads import HeadSet
     from unbraid.systems.circuit_reuse import behaviour, mending
     from unbraid.systems.circuit_reuse.rows import attend_to
 
@@ -200,18 +221,24 @@ def intervene(
     heads = steering | negative
     f.repairs["the four heads"] = mending.repair(
         f.model, test, heads, parts={"steering heads only": steering, "negative mover only": negative},
-        scores=scores, draws=draws, batch=batch, seed=seed, on_step=step,
+        scores=scores, draws=draws, batch=batch, seed=seed, on_step=step, store=store,
     )  # fmt: skip
     f.repairs["the four heads, first token kept"] = mending.repair(
-        f.model, test, heads, keep=(0,), batch=batch, seed=seed, on_step=step
+        f.model, test, heads, keep=(0,), batch=batch, on_step=step, store=store
     )
+    for i, (again, _) in enumerate(f.pairs[1:], 1):
+        if len(again.found) > 1:
+            some = HeadSet([*mending.repair_heads(again)[0], *mending.repair_heads(again)[1]])
+            f.repairs[f"the four heads of seed {i}"] = mending.repair(
+                f.model, test, some, batch=batch, on_step=step, store=store
+            )
     rng = np.random.default_rng([seed, 5])
     gatherers = second.found[1].kept
-    blocked = mending.blocked(f.model, test, gatherers, batch=batch)
+    blocked = mending.blocked(f.model, test, gatherers, batch=batch, store=store)
     random = []
     for i in range(draws):
         some = mending.random_heads(scores, gatherers, gatherers, rng)
-        random.append(mending.blocked(f.model, test, some, batch=batch))
+        random.append(mending.blocked(f.model, test, some, batch=batch, store=store))
         step("blocking random heads", i + 1, draws)
     f.gathered = (gatherers, blocked, random)
     movers, _ = second.movers()
@@ -279,11 +306,13 @@ def load(name: str, device: str | None, dtype: str | None, progress: bool | None
     if dtype not in kinds:
         raise UnbraidError(f"--dtype {dtype!r} is unknown; choose float32, bfloat16 or float16.")
     loaded = zoo.load(name, dtype=kinds[dtype], device=device, progress=progress)
-    if loaded.kind != "causal-lm" or loaded.tokenizer is None:
+    if loaded.kind != "causal-lm":
         raise UnbraidError(
-            f"{name!r} is a {loaded.kind} model{'' if loaded.tokenizer is not None else ' without a tokenizer'}; "
-            "circuits are searched in decoder language models such as smollm2."
+            f"{name!r} is a model of the kind {loaded.kind!r}; circuits are searched in decoder language models "
+            "such as smollm2."
         )
+    if loaded.tokenizer is None:
+        raise UnbraidError(f"{name!r} has no tokenizer beside it; give a folder that holds both.")
     return loaded.model.eval(), loaded.tokenizer
 
 
