@@ -1,11 +1,12 @@
 """Perturbations per second: batched runs against a plain loop, on the same model, utterance and masks, in one run.
 
-    python -m benchmarks.spes                       # Whisper tiny.en and a synthesised clip; writes results/benchmarks/spes.json
+    python -m benchmarks.spes                       # Whisper tiny.en; writes results/benchmarks/spes.json
     python -m benchmarks.spes --runs 8 --repeat 1   # a quick look
 
-Variants: the loop runs encoder and decoder for one mask at a time (what a first script does), for input saliency and for
-saliency of the encoder's output; ours batches, and reuses one encoder run for the encoder's output. Each is measured with
-all thirty seconds of Whisper's context and with the context fitted to the clip. Rounds meet all variants in turn; medians.
+Variants: the loop runs encoder and decoder for one mask at a time (what a first script does), for input saliency and
+for saliency of the encoder's output; ours batches, and reuses one encoder run for the encoder's output. Each is
+measured with all thirty seconds of Whisper's context and with the context fitted to the clip. Rounds meet all variants
+in turn; medians.
 """
 
 from __future__ import annotations

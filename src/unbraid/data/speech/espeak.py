@@ -56,9 +56,7 @@ class _Event(ctypes.Structure):
     )  # fmt: skip
 
 
-_CALLBACK = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
-)
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
 class _Engine:
@@ -87,7 +85,7 @@ class _Engine:
         return 0
 
     def say(self, text: str, voice: str, speed: int, pitch: int) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
-        """Samples (int16) and, per word, its first character (from 1), its characters, and its start in milliseconds."""
+        """Samples (int16) and, per word, its first character (from 1), its characters, and its start in ms."""
         self._samples, self._words = [], []
         if self.lib.espeak_SetVoiceByName(voice.encode()) != 0:
             raise UnbraidError(f"eSpeak NG has no voice {voice!r}; `espeak-ng --voices` lists those it has.")
@@ -150,7 +148,12 @@ def synthesise(
     audio = samples.astype(np.float32) / 32768
     words = _words(text, audio, marks, engine.rate)
     return Clip(
-        name or f"{voice}-{speed}", resample(audio, engine.rate, rate), rate, text, words, f"eSpeak NG, voice {voice}",
+        name or f"{voice}-{speed}",
+        resample(audio, engine.rate, rate),
+        rate,
+        text,
+        words,
+        f"eSpeak NG, voice {voice}",
         "exact",
     )
 

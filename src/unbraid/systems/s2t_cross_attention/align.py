@@ -64,10 +64,10 @@ def warp(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     i, j, path = rows, columns, []
     while i > 0 or j > 0:
         path.append((i - 1, j - 1))
-        step = trace[i, j]
+        step = int(trace[i, j])
         i, j = i - (step != 2), j - (step != 1)
-    tokens, states = np.array(path[::-1]).T
-    return tokens, states
+    steps_taken = np.array(path[::-1])
+    return steps_taken[:, 0], steps_taken[:, 1]
 
 
 def alignment_matrix(maps: np.ndarray, width: int = WIDTH) -> np.ndarray:
@@ -135,7 +135,9 @@ def word_times(
         while tokens and stop - 1 > word.start and not re.search(r"\w", str(tokens[stop - 1])):
             stop -= 1
         until = starts[stop] if stop < len(starts) else end
-        out.append(Word(word.text, float(starts[word.start]) * seconds, float(max(until, starts[word.start])) * seconds))
+        out.append(
+            Word(word.text, float(starts[word.start]) * seconds, float(max(until, starts[word.start])) * seconds)
+        )
     return out
 
 

@@ -19,7 +19,9 @@ Source = Literal[
 
 @dataclass(eq=False)
 class Explanation:
-    """One utterance, its hypothesis, and all maps. Symbols as in the paper: I tokens, T frames, F frequencies, T' states.
+    """One utterance, its hypothesis, and all maps.
+
+    Symbols as in the paper: I tokens, T frames, F frequencies, T' states.
 
     Attributes:
         name: of the clip.
@@ -39,8 +41,8 @@ class Explanation:
         head_norms: [L, H, I, T'], layer_norms: [L, I, T'], gradients: [L, H, I, T'], or None.
         saliency_x: [I, T, F] input saliency, or None; error_x: its standard error ("mean" estimator).
         saliency_h: [I, valid] saliency of encoder states, or None.
-        effects_x: [I, T, F], effects_h: [I, valid] effects by regression on the same runs, or None. They are sharper than
-            means of few runs, which is what alignment needs.
+        effects_x: [I, T, F], effects_h: [I, valid] effects by regression on the same runs, or None. They are sharper
+            than means of few runs, which is what alignment needs.
         saliency_y: [I, n] saliency of previous tokens, or None.
         cost: what the runs cost and how exact they are: "input" and "encoder" -> runs, seconds, per second, ...
         silent: the audio was silent.
@@ -135,7 +137,9 @@ class Explanation:
             return maps.reshape(-1, *maps.shape[2:])[np.isfinite(maps[:, :, 0, 0]).ravel()]
         if source == "alignment_heads":
             if self.chosen is None:
-                raise UnbraidError(f"The model of {self.name!r} names no alignment heads; use 'attention' or 'weights'.")
+                raise UnbraidError(
+                    f"The model of {self.name!r} names no alignment heads; use 'attention' or 'weights'."
+                )
             return maps[self.chosen > 0]
         if source == "weights":
             if weights is None:

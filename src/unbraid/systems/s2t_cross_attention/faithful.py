@@ -17,6 +17,8 @@ from unbraid.core.errors import UnbraidError
 from unbraid.systems.s2t_cross_attention.align import plain_word
 from unbraid.systems.s2t_cross_attention.listener import Heard, Listener
 
+THRESHOLDS = tuple(i / 20 for i in range(21))
+
 
 def word_errors(reference: Sequence[Any], hypothesis: Sequence[Any]) -> float:
     """Edit distance per reference item, capped at 1 (a WER of 100)."""
@@ -40,7 +42,7 @@ def sentence_map(tokens: np.ndarray) -> np.ndarray:
     return tokens.mean(0)
 
 
-def deletion_masks(ranking: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+def deletion_masks(ranking: np.ndarray, shares: Sequence[float] | np.ndarray) -> np.ndarray:
     """[shares, T, F] True where a bin stays when the top share of a map [T, F] is deleted; ties keep their order."""
     order = np.argsort(-ranking.ravel(), kind="stable")
     place = np.empty(len(order), dtype=int)
@@ -98,7 +100,7 @@ def area(shares: np.ndarray, errors: np.ndarray) -> float:
     return float(trapezoid(errors, shares) * 100)
 
 
-def size_curve(ranking: np.ndarray, thresholds: Sequence[float] = tuple(np.linspace(0, 1, 21))) -> np.ndarray:
+def size_curve(ranking: np.ndarray, thresholds: Sequence[float] | np.ndarray = THRESHOLDS) -> np.ndarray:
     """Share of bins above thresholds from 0 to 1 after min-max scaling; smaller is more compact."""
     span = float(np.ptp(ranking)) or 1.0
     scaled = (ranking - ranking.min()) / span

@@ -18,9 +18,15 @@ from torch import Tensor, nn
 
 from unbraid.core.errors import UnbraidError
 from unbraid.data.speech.clips import check_audio, is_silent
+from unbraid.systems.s2t_cross_attention.processors import (
+    begins_with_blank,
+    decoder_prefix,
+    feature_extractor,
+    mel_bins,
+    tokenizer_of,
+)
 
 MARGIN = 25  # encoder states of silence that a fitted context keeps after the end of the audio
-MULTILINGUAL = 51865  # tokens of multilingual Whispers; the English ones have one less, and take no language
 STFT, HOP = 400, 160  # of models that read the waveform: the grid on which it is occluded
 
 
@@ -67,11 +73,12 @@ class Listener:
 
     def __init__(self, model: nn.Module, processor: Any = None, context: str = "full") -> None:
         check_model(model)
+        plain: Any = model
         if context not in ("full", "fit"):
             raise UnbraidError(f"context={context!r} is unknown; choose 'full' or 'fit'.")
-        self.model: Any = model
+        self.model: Any = plain
         self.processor, self.context = processor, context
-        self.encoder: Any = self.model.get_encoder()
+        self.encoder: Any = plain.get_encoder()
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         self.waveform = self.model.main_input_name == "input_values"
@@ -236,7 +243,9 @@ class Listener:
         return inputs, range(start, start + len(ids)), torch.tensor(list(ids), device=self.device)
 
     @torch.no_grad()
-    def transcribe(self, states: Tensor, beams: int = 5, repeat: int = 5, longest: int | None = None) -> list[list[int]]:
+    def transcribe(
+        self, states: Tensor, beams: int = 5, repeat: int = 5, longest: int | None = None
+    ) -> list[list[int]]:
         """Tokens said of encoder states [n, T', D], by beam search, without prefix and padding, with the end token.
 
         Args:
@@ -328,57 +337,6 @@ def shortened(encoder: Any, states: int) -> nn.Module:
     weight = encoder.embed_positions.weight[:states].detach()
     short.embed_positions = nn.Embedding.from_pretrained(weight, freeze=True)
     return short.eval()
-
-
-def mel_bins(config: Any) -> int | None:
-    """Frequencies per frame that a configuration names."""
-    known = vars(config)
-    names = ("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim")
-    return next((int(known[n]) for n in names if known.get(n)), None)
-
-
-def feature_extractor(processor: Any) -> Any:
-    """The feature extractor of a processor, or the processor itself if it is one."""
-    from transformers import SequenceFeatureExtractor
-
-    if processor is None or isinstance(processor, SequenceFeatureExtractor):
-        return processor
-    return vars(processor).get("feature_extractor")
-
-
-def tokenizer_of(processor: Any) -> Any:
-    """The tokenizer of a processor, or None."""
-    from transformers import PreTrainedTokenizerBase
-
-    found = processor if processor is None else vars(processor).get("tokenizer")
-    return found if isinstance(found, PreTrainedTokenizerBase) else None
-
-
-def decoder_prefix(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that come before the text: the start token, and for Whisper language, task and "no timestamps"."""
-    from transformers import WhisperTokenizer
-
-    if isinstance(tokenizer, WhisperTokenizer) and model.config.model_type == "whisper":
-        marks = [tokenizer.convert_tokens_to_ids(t) for t in ("<|startoftranscript|>", "<|notimestamps|>")]
-        spoken = [i for i in tokenizer.prefix_tokens if i not in marks]
-        if vars(model.generation_config).get("is_multilingual") is False or model.config.vocab_size < MULTILINGUAL:
-            spoken = []
-        elif not spoken:
-            spoken = [tokenizer.convert_tokens_to_ids(t) for t in ("<|en|>", "<|transcribe|>")]
-        return [marks[0], *spoken, marks[1]]
-    start = model.generation_config.decoder_start_token_id
-    start = model.config.decoder_start_token_id if start is None else start
-    if start is None:
-        start = model.config.bos_token_id
-    if start is None:
-        raise UnbraidError(f"{type(model).__name__} names no decoder_start_token_id; set model.config's.")
-    return [int(start)]
-
-
-def begins_with_blank(tokenizer: Any) -> bool:
-    """Whether words of a byte-level tokenizer carry the blank before them, and the first one needs it too."""
-    pieces = tokenizer.convert_ids_to_tokens(tokenizer(" a", add_special_tokens=False).input_ids)
-    return bool(pieces) and str(pieces[0]).startswith("Ġ")
 
 
 def trimmed(ids: list[int], ends: set[int]) -> list[int]:

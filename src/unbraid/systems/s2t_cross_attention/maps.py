@@ -7,6 +7,7 @@ utterances. numpy and scipy only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +34,7 @@ def pool(x: np.ndarray, states: int, how: Pool = "max") -> np.ndarray:
     flat = reduce(x, axis=2) if x.ndim == 3 else x
     frames = flat.shape[1]
     edges = np.round(np.linspace(0, frames, states + 1)).astype(int)
-    columns = [reduce(flat[:, a : max(b, a + 1)], axis=1) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    columns = [reduce(flat[:, a : max(b, a + 1)], axis=1) for a, b in pairwise(edges)]
     return np.stack(columns, 1)
 
 
@@ -166,8 +167,8 @@ def bootstrap(values: Sequence[float] | np.ndarray, seed: int = 0, fisher: bool 
 def sink_columns(attention: np.ndarray) -> np.ndarray:
     """[T'] True where the median token gives a state more than five times its uniform share.
 
-    A state that tells where one word was heard is looked at by a few tokens; one that most tokens look at, whatever they
-    say, carries no alignment.
+    A state that tells where one word was heard is looked at by a few tokens; one that most tokens look at, whatever
+    they say, carries no alignment.
     """
     return np.median(attention, axis=0) > SINK / attention.shape[1]
 

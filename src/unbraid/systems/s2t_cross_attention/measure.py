@@ -101,9 +101,7 @@ class Times:
     words: int = 0
 
 
-def timing(
-    clips: Sequence[Clip], sources: Sequence[dict[str, list[Word]]]
-) -> Times:
+def timing(clips: Sequence[Clip], sources: Sequence[dict[str, list[Word]]]) -> Times:
     """Errors over all words that every source of a clip has found.
 
     Args:
@@ -113,7 +111,7 @@ def timing(
     out, clip = Times(), []
     for number, (true, found) in enumerate(zip(clips, sources, strict=True)):
         out.words += len(true.words)
-        pairs = {name: dict((j, i) for i, j in match_words(words, true.words)) for name, words in found.items()}
+        pairs = {name: {j: i for i, j in match_words(words, true.words)} for name, words in found.items()}
         common = sorted(set.intersection(*(set(p) for p in pairs.values()))) if pairs else []
         clip += [number] * len(common)
         for name, words in found.items():
@@ -163,7 +161,7 @@ def transformers_times(model: Any, processor: Any, audio: np.ndarray, rate: int)
             "automatic-speech-recognition", model=model, tokenizer=processor.tokenizer,
             feature_extractor=processor.feature_extractor,
         )  # fmt: skip
-        found = say({"raw": audio.copy(), "sampling_rate": rate}, return_timestamps="word")
+        found: Any = say({"raw": audio.copy(), "sampling_rate": rate}, return_timestamps="word")
     out = []
     for chunk in found["chunks"]:
         start, end = chunk["timestamp"]
@@ -251,8 +249,10 @@ def warned(e: Explanation, clip: int, kind: str, unsupported: np.ndarray | None 
         return None
     f = flags(e)
     doubt = -e.log_probs[e.rows]
-    return Warned(clip, kind, e.text, f.risk, f.progress, f.padding, f.entropy, float(doubt.mean()), f.token_risk, doubt,
-                  unsupported)  # fmt: skip
+    return Warned(
+        clip, kind, e.text, f.risk, f.progress, f.padding, f.entropy, float(doubt.mean()), f.token_risk, doubt,
+        unsupported,
+    )  # fmt: skip
 
 
 def broken_audio(

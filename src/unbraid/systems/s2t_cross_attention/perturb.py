@@ -36,8 +36,8 @@ class Plan:
         masks: runs at the most.
         scorer: "kl" (divergence of the whole distribution) or "probability" (fall of the token's own).
         estimator: what `tolerance` is measured with: "mean" (SPES) or "regression" (KernelSHAP weights).
-        fill: value of an occluded bin of the input: "zero", the utterance's "mean" per frequency or its "min", or "auto":
-            zero for mean-normalised features, the minimum for log-mel ones.
+        fill: value of an occluded bin of the input: "zero", the utterance's "mean" per frequency or its "min", or
+            "auto": zero for mean-normalised features, the minimum for log-mel ones.
         decoder_probability: that a previous token's embedding is zeroed; 0 leaves the decoder alone.
         tolerance: stop when the standard error of the map is below this share of its spread; 0 never stops early.
         check_every: runs between two looks at the tolerance.

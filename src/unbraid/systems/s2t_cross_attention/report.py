@@ -129,11 +129,13 @@ def trust_text(e: Explanation) -> HtmlText:
 
 
 LEVELS = (
-    ("head", "mean single head"), ("best head", "best head of each utterance"), ("head number", "mean over layers, by head"),
-    ("layer", "mean layer"), ("all", "all heads averaged"), ("alignment heads", "the model's alignment heads"),
-    ("learned weights, held out", "learned weights, held out"), ("norm-weighted, heads", "norm-weighted, heads averaged"),
-    ("norm-weighted, layers", "norm-weighted, heads of a layer joined"), ("attention x gradient", "attention × gradient"),
-    ("all, Spearman", "all heads, Spearman"), ("all, without sinks", "all heads, without sink columns"),
+    ("head", "mean single head"), ("best head", "best head of each utterance"),
+    ("head number", "mean over layers, by head"), ("layer", "mean layer"), ("all", "all heads averaged"),
+    ("alignment heads", "the model's alignment heads"), ("learned weights, held out", "learned weights, held out"),
+    ("norm-weighted, heads", "norm-weighted, heads averaged"),
+    ("norm-weighted, layers", "norm-weighted, heads of a layer joined"),
+    ("attention x gradient", "attention × gradient"), ("all, Spearman", "all heads, Spearman"),
+    ("all, without sinks", "all heads, without sink columns"),
     ("all, uncropped", "all heads, padding columns kept"), ("all, effects", "all heads, effects by regression"),
 )  # fmt: skip
 
@@ -183,6 +185,11 @@ def cost_rows(f: Findings) -> list[dict[str, Any]]:
     return rows
 
 
+def with_interval(name: str, x: list[Any], found: list[tuple[float, float, float]]) -> Series:
+    """A series of (mean, low, high)."""
+    return Series(name, x, [b[0] for b in found], [b[1] for b in found], [b[2] for b in found])
+
+
 def level_bars(f: Findings) -> Bars:
     """The main comparison."""
     assert f.correlations is not None
@@ -191,14 +198,13 @@ def level_bars(f: Findings) -> Bars:
     series = []
     for which, name in (("x", "with input saliency"), ("h", "with encoder-output saliency")):
         found = [bootstrap(v[f"{which} {k}"]) for k, _ in keys]
-        series.append(
-            Series(name, [label for _, label in keys], *([b[i] for b in found] for i in range(3)))
-        )
+        series.append(with_interval(name, [label for _, label in keys], found))
     return Bars(
         "Agreement of cross-attention with saliency",
         series,
         y_label="correlation",
-        caption=f"Means over {len(f.clips)} utterances with 95 % intervals. Dashed: range of the paper's best case, .52-.75.",
+        caption=f"Means over {len(f.clips)} utterances with 95 % intervals. Dashed: range of the paper's best "
+        "case, .52-.75.",
         horizontal=True,
         references=PAPER_HALF,
     )
@@ -214,7 +220,9 @@ def head_maps(f: Findings) -> list[Figure]:
         )
         said = " Outlined: the heads that the model's own configuration uses for alignment." if len(marked) else ""
         out.append(
-            HeadMap(f"Correlation of each head with {what} saliency", scores, f"Mean over utterances.{said}", marked=marked)
+            HeadMap(
+                f"Correlation of each head with {what} saliency", scores, f"Mean over utterances.{said}", marked=marked
+            )
         )
     return out
 
@@ -226,7 +234,7 @@ def layer_lines(f: Findings) -> Lines:
     for which, name in (("x", "input saliency"), ("h", "encoder-output saliency")):
         layer = f.correlations.layer[which]
         found = [bootstrap(layer[:, i]) for i in range(layer.shape[1])]
-        series.append(Series(name, list(range(1, len(found) + 1)), *([b[i] for b in found] for i in range(3))))
+        series.append(with_interval(name, list(range(1, len(found) + 1)), found))
     return Lines("Agreement by decoder layer", series, "decoder layer", "correlation",
                  "Heads of a layer averaged; bands are 95 % intervals over utterances.")  # fmt: skip
 
@@ -250,9 +258,10 @@ def time_rows(kind: str, t: Times) -> list[dict[str, Any]]:
 def time_bars(kind: str, t: Times) -> Bars:
     """Mean error of word starts by source."""
     found = {name: bootstrap(1000 * e["start"], fisher=False) for name, e in t.errors.items()}
-    series = Series("", list(found), *([b[i] for b in found.values()] for i in range(3)))
+    series = with_interval("", list(found), list(found.values()))
     return Bars(
-        f"Error of word times (true times: {kind or 'given'})", [series], y_label="mean error of word starts, ms", horizontal=True,
+        f"Error of word times (true times: {kind or 'given'})", [series], y_label="mean error of word starts, ms",
+        horizontal=True,
         caption=f"{len(t.clip)} words of {len(set(t.clip))} clips, the same for all sources; intervals over words. "
         '“transformers” is its own return_timestamps="word", on eager attention; all others run on fused attention.',
     )  # fmt: skip
@@ -309,12 +318,12 @@ def warning_bars(f: Findings) -> Bars:
     """Attention off the path by kind of audio."""
     kinds = [k for k in KINDS if any(w.kind == k for w in f.warned)]
     found = [bootstrap([w.risk for w in f.warned if w.kind == k], fisher=False) for k in kinds]
-    risk, doubt, low, high, n = warning_auroc(f)
+    area, doubt, low, high, n = warning_auroc(f)
     return Bars(
-        "Attention off the path through time", [Series("", kinds, *([b[i] for b in found] for i in range(3)))],
-        y_label="share of attention", caption=f"{n} hypotheses, clean or without support in the audio: AUROC {risk:.2f} "
-        f"[{low:.2f}, {high:.2f}], next to {doubt:.2f} for the mean log-probability. Truncated: half of the text has lost "
-        "its sound.",
+        "Attention off the path through time", [with_interval("", kinds, found)],
+        y_label="share of attention",
+        caption=f"{n} hypotheses, clean or without support in the audio: AUROC {area:.2f} [{low:.2f}, {high:.2f}], "
+        f"next to {doubt:.2f} for the mean log-probability. Truncated: half of the text has lost its sound.",
     )  # fmt: skip
 
 
@@ -338,18 +347,22 @@ def remarks(f: Findings) -> list[str]:
     rel = {w: np.mean([x.cost[w]["reliability"] for x in e]) for w in ("input", "encoder")}
     out = [
         f"{runs:,} perturbation runs took {seconds:,.0f} s ({runs / max(seconds, 1e-9):.1f} a second). Maps made twice "
-        f"would correlate {rel['input']:.2f} (input) and {rel['encoder']:.2f} (encoder output); no correlation with a map "
+        f"would correlate {rel['input']:.2f} (input) and {rel['encoder']:.2f} (encoder output); no correlation "
+        "with a map "
         "can exceed the root of that, so noise of few runs lowers all figures here. The paper made 20,000 runs per "
         "utterance.",
-        "Columns are cropped to the audio before they are normalised, unless a row says otherwise; the end token and the "
+        "Columns are cropped to the audio before they are normalised, unless a row says otherwise; the end token "
+        "and the "
         "prefix are left out. Correlations are averaged as Fisher's z; intervals are bootstrapped over utterances.",
         "How the paper groups encoder states for occlusion could not be read; here contiguous windows of "
         f"{', '.join(map(str, s.widths))} states are zeroed.",
     ]
     if s.context == "fit" and f.explanations[0].attention.shape[-1] < 1500:
         out.append(
-            "The encoder heard only the audio and half a second more (context fit), not thirty seconds: the model that is "
-            "explained is therefore not quite the one that users run; --context full is, and takes several times as long. "
+            "The encoder heard only the audio and half a second more (context fit), not thirty seconds: the "
+            "model that is "
+            "explained is therefore not quite the one that users run; --context full is, and takes several times "
+            "as long. "
             "The table “context” says how near the two are, where it was measured."
         )
     if any(not c.text for c in f.clips):

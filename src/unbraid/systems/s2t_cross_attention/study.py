@@ -98,13 +98,13 @@ def run(
         Correlations at every level with intervals, word times, deletion, warnings, pictures and sound.
     """
     given, start = dict(locals()), time.perf_counter()
+    names = [] if list(recordings) == ["none"] else list(recordings)
     system = SpeechCrossAttention(
         masks=masks, encoder_masks=encoder_masks, granularities=tuple(granularities), widths=tuple(widths),
         probability=probability, segments=segments, scorer=scorer, estimator=estimator, antithetic=antithetic,
         tolerance=tolerance, fill=fill, decoder_probability=decoder_probability, batch_size=batch_size, pool=pool,
         beams=beams, context=context, norms=True, gradient=True, seed=seed,
     )  # fmt: skip
-    names = [] if list(recordings) == ["none"] else list(recordings)
     check(system, len(audio), names, spoken, deletion_clips, deletion_step, world_seeds, pictures)
     own = [load_clip(path) for path in audio]
     loaded = load(model, device, dtype, progress)
@@ -116,10 +116,7 @@ def run(
         found.deletion = deletions(found, loaded, deletion_clips, deletion_step, store, progress)
     times(found, loaded, model if compare else None, progress)
     if warn:
-        with bar(progress, "Warnings", len(clips)) as tick:
-            found.warned = measure.broken_audio(
-                system, loaded.model, loaded.processor, clips, found.explanations, seed, lambda: tick()
-            )
+        found.warned = doubts(found, loaded, progress)
     if context_masks and context == "fit":
         found.contexts = check_context(found, loaded, context_masks, store, progress)
     found.world = worlds(world_seeds, seed, store, progress)
@@ -213,7 +210,9 @@ def times(found: Findings, loaded: Any, peer: str | None, progress: bool | None)
     known = [i for i, c in enumerate(found.clips) if c.words]
     if not known:
         return
-    full_system = SpeechCrossAttention(**{**found.system.get_params(), "masks": 0, "encoder_masks": 0, "context": "full"})
+    full_system = SpeechCrossAttention(
+        **{**found.system.get_params(), "masks": 0, "encoder_masks": 0, "context": "full"}
+    )
     other = None if peer is None else load(peer, None, None, progress)
     sources = []
     with bar(progress, "Aligning", len(known)) as tick:
@@ -234,9 +233,15 @@ def times(found: Findings, loaded: Any, peer: str | None, progress: bool | None)
         found.times[kind] = measure.timing([found.clips[i] for i, _ in of_kind], [s for _, s in of_kind])
 
 
-def check_context(
-    found: Findings, loaded: Any, masks: int, store: Store, progress: bool | None
-) -> dict[str, Any]:
+def doubts(found: Findings, loaded: Any, progress: bool | None) -> list[measure.Warned]:
+    """Clean hypotheses and ones without support in the audio."""
+    with bar(progress, "Warnings", len(found.clips)) as tick:
+        return measure.broken_audio(
+            found.system, loaded.model, loaded.processor, found.clips, found.explanations, found.system.seed, tick
+        )
+
+
+def check_context(found: Findings, loaded: Any, masks: int, store: Store, progress: bool | None) -> dict[str, Any]:
     """What the fitted context changes, on the shortest clip."""
     shortest = min(range(len(found.clips)), key=lambda i: found.clips[i].seconds)
     system = SpeechCrossAttention(**{**found.system.get_params(), "masks": masks})

@@ -324,9 +324,9 @@ def describe(
     pieces = piece_names(listener.tokenizer, ids)
     words = group_words(pieces, special.tolist())
     text = "".join(p for p, s in zip(pieces, special, strict=True) if not s).strip()
-    arrays = {
-        key: None if value is None else value.numpy()
-        for key, value in (
+    arrays: dict[str, Any] = {
+        name: None if value is None else value.numpy()
+        for name, value in (
             ("head_norms", found.head_norms), ("layer_norms", found.layer_norms), ("gradients", found.gradients)
         )
     }  # fmt: skip
@@ -366,7 +366,7 @@ def head_scores(sites: Sequence[str], found: Sequence[np.ndarray], which: str, s
     for place in np.ndindex(*stack.shape[1:]):
         mean[place], low[place], high[place] = bootstrap(stack[(slice(None), *place)], seed)
     name = {"x": "correlation with input saliency", "h": "correlation with encoder-output saliency"}[which]
-    tables = [{s: row for s, row in zip(sites, t, strict=True)} for t in (mean, low, high)]
+    tables = [dict(zip(sites, t, strict=True)) for t in (mean, low, high)]
     return HeadScores(tables[0], name, tables[1], tables[2]) if len(found) > 1 else HeadScores(tables[0], name)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from unbraid.core.train import fit_loop
-from unbraid.data.speech.world import Spoken, SpeechWorld
+from unbraid.data.speech.world import SpeechWorld, Spoken
 from unbraid.systems.s2t_cross_attention.explanation import Explanation
 from unbraid.systems.s2t_cross_attention.faithful import deletion_curve
 from unbraid.systems.s2t_cross_attention.listener import Listener
@@ -110,8 +110,8 @@ def check_world(
     """Trains, explains and compares with the known alignment.
 
     Returns:
-        Figures by name: `x_*` and `h_*` are correlations of cross-attention with saliency at each level, `truth_*` those
-        of a map with the known segments, `deletion_*` token errors, mean over 10 to 50 % of frames deleted.
+        Figures by name: `x_*` and `h_*` are correlations of cross-attention with saliency at each level, `truth_*`
+        those of a map with the known segments, `deletion_*` token errors, mean over 10 to 50 % of frames deleted.
     """
     model, world, accuracy = train_world(seed, steps, progress)
     drawn = world.draw(utterances, 91_000_000 + seed)
@@ -203,7 +203,8 @@ def linear_runs(
 def linear_expectation(runs: Runs, own: np.ndarray) -> np.ndarray:
     """What the mean estimator converges to for `linear_runs` with every segment occluded by itself.
 
-    With a segment occluded the score is its share of the token's bins plus p times the rest; granularities are averaged.
+    With a segment occluded the score is its share of the token's bins plus p times the rest; granularities are
+    averaged.
     """
     total = np.zeros(own.shape)
     p = runs.masks.probability
