@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unbraid.core.errors import UnbraidError
-from unbraid.data.text import english, stream, windows
+from unbraid.data.text import docstrings, english, stream, windows
 
 
 class Characters:
@@ -19,6 +19,13 @@ def test_there_is_a_long_text_and_it_is_english():
     assert len(text) > 400_000
     assert text.split().count("the") > 3_000
     assert english(100) == text[:100]
+
+
+def test_the_library_speaks_too():
+    text = docstrings()
+    assert len(text) > 500_000
+    assert "def __init__(" not in text[:2000]
+    assert docstrings() is text
 
 
 def test_streams_follow_one_another():

@@ -268,7 +268,7 @@ def _parts(layer: nn.Module) -> list[tuple[str, nn.Module]]:
     children = list(layer.named_children())
     if len(children) == 1 and isinstance(children[0][1], nn.ModuleList):
         name, inner = children[0]
-        return [(f"{name}.{i}", m) for i, m in enumerate(inner)]
+        return [(f"{name}.{i}", m) for i, m in enumerate(inner.children())]
     return children
 
 

@@ -1,9 +1,12 @@
-"""Real English text that every Python has: the language reference, cut into streams and windows of tokens."""
+"""Real English text that every Python has: the language reference and the library's own words, as tokens."""
 
 from __future__ import annotations
 
+import ast
 import re
+import sysconfig
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +16,17 @@ from unbraid.core.errors import UnbraidError
 if TYPE_CHECKING:
     from torch import Tensor
 
+SKIPPED = {
+    "test",
+    "tests",
+    "site-packages",
+    "idlelib",
+    "lib2to3",
+    "pydoc_data",
+    "turtledemo",
+    "ensurepip",
+    "__pycache__",
+}
 SOURCE = "pydoc_data.topics, the language reference that ships with Python"
 
 
@@ -39,6 +53,32 @@ def english(characters: int | None = None) -> str:
     if not 0 < characters <= len(text):
         raise UnbraidError(f"characters={characters}: choose 1 to {len(text)}, which is all there is ({SOURCE}).")
     return text[:characters]
+
+
+@cache
+def docstrings() -> str:
+    """What the modules, classes and functions of Python's standard library say of themselves, 1.4 million characters.
+
+    The same text for the same version of Python; files are parsed, not run.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    parts = []
+    for path in sorted(root.rglob("*.py")):
+        inside = path.relative_to(root).parts
+        if not {*inside[:-1]} & SKIPPED and not inside[0].startswith("test"):
+            parts += _said(path)
+    return "\n\n".join(parts)
+
+
+def _said(path: Path) -> list[str]:
+    """The docstrings of a file that are longer than a line."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, UnicodeDecodeError, ValueError):
+        return []
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
+    return [text for text in found if text is not None and len(text) >= 80]
 
 
 def stream(tokenizer: Any, tokens: int, skip: int = 0) -> Tensor:

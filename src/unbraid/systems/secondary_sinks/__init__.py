@@ -33,6 +33,12 @@ CARD = Card(
             "three in QwQ-32B, six in Qwen3-14B; one in Qwen3-4B-Base (21 of 21 sinks)",
         ),
         ClaimSpec(
+            "earlier-phase",
+            "Tokens become sinks in the same way while the first token stands out before or after its main window "
+            "(beyond the paper, whose script looks between the largest rise and the largest fall only).",
+            "methods sheet, step 1", "",
+        ),
+        ClaimSpec(
             "planted", "The detector recovers sinks that were planted in a real architecture (beyond the paper).",
             "methods sheet", "3 of 3 exactly; attention alone finds 9 of 13 layers",
         ),

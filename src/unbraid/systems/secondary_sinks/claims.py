@@ -10,10 +10,12 @@ from scipy import stats
 
 from unbraid.core.claim import Claim
 from unbraid.systems.secondary_sinks import CARD
+from unbraid.systems.secondary_sinks.detect import Sink
 from unbraid.systems.secondary_sinks.evidence import Evidence
 from unbraid.systems.secondary_sinks.system import SecondarySinks
 
 ALIGNED = 0.9
+ON_ANY = ("mlp-origin", "norm-orders", "primary-dips", "levels")  # may be put to sinks of another phase
 FEW = 8  # sinks below which rank correlations say nothing
 
 
@@ -31,11 +33,13 @@ def measure_claims(f: Found) -> list[Claim]:
     """One `Claim` per claim of the card; untested where there was nothing to test it on."""
     tests = {
         "exist": exist, "mlp-origin": mlp_origin, "norm-orders": norm_orders, "primary-dips": primary_dips,
-        "levels": levels, "planted": planted,
+        "levels": levels, "earlier-phase": earlier_phase, "planted": planted,
     }  # fmt: skip
     out = []
     for spec in CARD.claims:
         found = tests[spec.name](f)
+        if spec.name in ON_ANY and f.system is not None and not f.system.secondary_ and f.system.early_:
+            found["note"] = f"on sinks of the earlier phase, as there are no secondary ones; {found['note']}"
         out.append(
             Claim(
                 spec.name, spec.statement, f"arXiv {CARD.arxiv}: {spec.source}", spec.paper or None,
@@ -51,19 +55,33 @@ def _none(note: str) -> dict[str, Any]:
 
 
 def exist(f: Found) -> dict[str, Any]:
-    """Rate per 1,000 tokens, with an interval over texts."""
+    """Rate per 1,000 tokens of secondary sinks as the paper defines them."""
+    return _none("no text has a primary sink") if f.system is None else _rate(f, f.system.secondary_, "secondary sinks")
+
+
+def earlier_phase(f: Found) -> dict[str, Any]:
+    """Rate per 1,000 tokens of sinks in other phases of the primary sink."""
     if f.system is None:
         return _none("no text has a primary sink")
+    phases = sorted({tuple(x) for p in f.system.primary_ if p is not None for x in p["phases"]})
+    if not phases:
+        return _none("the first token stands out in its main window only")
+    where = ", ".join(f"blocks {a} to {b - 1}" for a, b in phases[:3])
+    return _rate(f, f.system.early_, f"sinks along the first token's direction in {where}")
+
+
+def _rate(f: Found, sinks: list[Sink], what: str) -> dict[str, Any]:
+    assert f.system is not None
     tokens = np.asarray(f.system.tokens_, float)
-    each = np.bincount([s.text for s in f.system.secondary_], minlength=len(tokens)).astype(float)
+    each = np.bincount([s.text for s in sinks], minlength=len(tokens)).astype(float)
     pick = np.random.default_rng(f.seed).integers(0, len(tokens), (999, len(tokens)))
     rates = 1000 * each[pick].sum(1) / tokens[pick].sum(1)
     low, high = (float(x) for x in np.quantile(rates, [0.025, 0.975]))
     measured = float(1000 * each.sum() / tokens.sum())
     return {
         "measured": measured, "comparator": 0.0, "holds": low > 0, "interval": (low, high), "n": len(tokens),
-        "note": f"secondary sinks per 1,000 tokens in {len(tokens)} texts of {int(tokens.sum())} tokens; holds when "
-        "the interval over texts lies above none at all",
+        "note": f"{what}, per 1,000 tokens, in {len(tokens)} texts of {int(tokens.sum())} tokens; holds when the "
+        "interval over texts lies above none at all",
     }  # fmt: skip
 
 
@@ -91,9 +109,9 @@ def mlp_origin(f: Found) -> dict[str, Any]:
 
 def norm_orders(f: Found) -> dict[str, Any]:
     """Spearman of the write's norm with score and lifetime."""
-    sinks = [] if f.system is None else [s for s in f.system.secondary_ if np.isfinite(s.score)]
+    sinks = [] if f.system is None else [s for s in f.system.main_ if np.isfinite(s.score)]
     if len(sinks) < FEW:
-        return _none(f"{len(sinks)} secondary sinks with a comparable score; {FEW} are needed")
+        return _none(f"{len(sinks)} sinks with a comparable score; {FEW} are needed")
     write, score, life = (
         np.array([v(s) for s in sinks]) for v in (lambda s: s.write, lambda s: s.score, lambda s: s.lifetime)
     )
@@ -112,7 +130,7 @@ def primary_dips(f: Found) -> dict[str, Any]:
     gain = np.array([r["change"] for r in f.evidence.causal if r["kind"] == "sink"])
     base = np.array([r["change"] for r in f.evidence.causal if r["kind"] == "control"])
     if len(gain) < 3:
-        return _none(f"{len(gain)} secondary sinks could be removed; 3 are needed")
+        return _none(f"{len(gain)} sinks could be removed; 3 are needed")
     low, high = _mean_interval(gain, f.seed)
     top = float(base.mean()) if base.size else 0.0
     return {
@@ -125,14 +143,14 @@ def primary_dips(f: Found) -> dict[str, Any]:
 
 def levels(f: Found) -> dict[str, Any]:
     """Distinct levels among secondary sinks."""
-    sinks = [] if f.system is None else f.system.secondary_
+    sinks = [] if f.system is None else f.system.main_
     if len(sinks) < FEW:
-        return _none(f"{len(sinks)} secondary sinks; {FEW} are needed to count levels")
+        return _none(f"{len(sinks)} sinks; {FEW} are needed to count levels")
     count = len({s.level for s in sinks})
     starts = len({s.l_start for s in sinks})
     return {
         "measured": count, "comparator": f"{len(sinks)} sinks", "holds": count <= len(sinks) / 4, "n": len(sinks),
-        "note": f"distinct (l_start, lifetime) among secondary sinks, {starts} distinct first blocks; holds when there "
+        "note": f"distinct (l_start, lifetime), {starts} distinct first blocks; holds when there "
         "are at least four sinks per level",
     }  # fmt: skip
 

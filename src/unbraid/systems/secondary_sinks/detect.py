@@ -5,6 +5,7 @@ Arrays only, no model. Reference: arXiv 2512.22213 and its script `hidden_state_
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -29,6 +30,8 @@ class Primary:
         decays: whether its norm falls by more than half of its peak at `end`; if not, `end` is the number of blocks.
         peak: its largest norm.
         ratio: the largest ratio of its norm to the median token's.
+        phases: other ranges (first block, block after the last) in which it stands out: in some models it rises, falls,
+            and rises again along another direction.
     """
 
     position: int
@@ -38,6 +41,7 @@ class Primary:
     decays: bool
     peak: float
     ratio: float
+    phases: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Sink:
         token: its id; -1 where unknown.
         l_start: the block after which it first passes the test.
         layers: every block at which it passes; gaps are possible.
+        window: "main" inside the primary sink's window (where the paper looks), "other" inside another of its phases.
         sign: +1 along the primary sink's direction, -1 against it.
         label: "secondary", "BOS-like" or "noise", by lifetime.
         cosine: mean |cosine| over its layers.
@@ -68,6 +73,7 @@ class Sink:
     token: int
     l_start: int
     layers: tuple[int, ...]
+    window: str
     sign: int
     label: str
     cosine: float
@@ -97,14 +103,21 @@ class Sink:
         """Plain JSON data."""
         return {**asdict(self), "layers": list(self.layers), "lifetime": self.lifetime}
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Sink:
+        """The inverse of `to_dict`."""
+        given = {k: v for k, v in data.items() if k != "lifetime"}
+        return cls(**{**given, "layers": tuple(given["layers"])})
 
-def primary_sink(profile: Profile, min_ratio: float = 10.0, drop: float = 0.5) -> Primary:
+
+def primary_sink(profile: Profile, min_ratio: float = 10.0, drop: float = 0.5, phase_ratio: float = 3.0) -> Primary:
     """Step 1: which of the first tokens is the primary sink, and between which blocks it lives.
 
     Args:
         profile: of one text (`Profile.text`).
         min_ratio: the primary sink's norm must reach this multiple of the median token's norm at some block.
         drop: the window ends where the norm falls most, if that fall is more than this share of the peak; else never.
+        phase_ratio: outside the window, it stands out where its norm exceeds this multiple of the median token's.
 
     Raises:
         UnbraidError: no first token stands out, so there is no direction to compare with.
@@ -114,7 +127,8 @@ def primary_sink(profile: Profile, min_ratio: float = 10.0, drop: float = 0.5) -
     candidate = int(norm[:, :count].mean(0).argmax())
     n = norm[:, candidate].astype(float)
     others = np.delete(norm, range(count), axis=1) if norm.shape[1] > count else norm
-    ratio = float((n / np.maximum(np.median(others, axis=1), 1e-12)).max())
+    times = n / np.maximum(np.median(others, axis=1), 1e-12)
+    ratio = float(times.max())
     if ratio < min_ratio:
         raise UnbraidError(
             f"No first token is a sink: the largest norm among the first {count} is {ratio:.1f} x the median token's, "
@@ -125,7 +139,16 @@ def primary_sink(profile: Profile, min_ratio: float = 10.0, drop: float = 0.5) -
     start = int(d.argmax()) + 1
     fall = start + int(d[start:].argmin()) if start < len(d) else len(n) - 1
     decays = fall < len(d) and -d[fall] > drop * n.max()
-    return Primary(candidate, candidate, start, fall + 1 if decays else len(n), bool(decays), float(n.max()), ratio)
+    end = fall + 1 if decays else len(n)
+    inside = (np.arange(len(n)) >= start) & (np.arange(len(n)) < end)
+    phases = _runs((times > phase_ratio) & ~inside)
+    return Primary(candidate, candidate, start, end, bool(decays), float(n.max()), ratio, phases)
+
+
+def _runs(hit: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """(first, after last) of every run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], hit, [False]]).astype(int)))
+    return tuple((int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True))
 
 
 def find_sinks(
@@ -139,7 +162,7 @@ def find_sinks(
     tokens: np.ndarray | None = None,
     text: int = 0,
 ) -> list[Sink]:
-    """Steps 2 and 3: tokens whose residual stream points along the primary sink's, between its first and last block.
+    """Steps 2 and 3: tokens whose residual stream points along the primary sink's while that stands out.
 
     Args:
         profile: of one text.
@@ -166,20 +189,19 @@ def find_sinks(
     passes = np.abs(cosine) > threshold
     if guard == "norm":
         passes &= norm > guard_ratio * middle
-    passes[: primary.start] = False
-    passes[primary.end :] = False
     passes[:, : primary.position + 1] = False
     low, high = label_bounds(profile.layers) if bounds is None else bounds
     found = []
-    for t in np.flatnonzero(passes.any(0)):
-        layers = np.flatnonzero(passes[:, t])
+    ranges = [("main", primary.start, primary.end), *(("other", a, b) for a, b in primary.phases)]
+    for window, t, layers in _passing(passes, ranges):
         first = int(layers[0])
         write = profile.write_norm[first, 0, t]
         label = "noise" if len(layers) <= low else "secondary" if len(layers) < high else "BOS-like"
         found.append(
             Sink(
                 text=text, position=int(t), token=-1 if tokens is None else int(tokens[t]), l_start=first,
-                layers=tuple(int(x) for x in layers), sign=1 if cosine[layers, t].mean() > 0 else -1, label=label,
+                layers=tuple(int(x) for x in layers), window=window,
+                sign=1 if cosine[layers, t].mean() > 0 else -1, label=label,
                 cosine=float(np.abs(cosine[layers, t]).mean()), norm=float(norm[layers, t].max()),
                 ratio=float((norm[layers, t] / middle[layers, 0]).max()),
                 write=float(write), write_cosine=float(profile.write_along[first, 0, c, t] / max(write, 1e-12)),
@@ -187,6 +209,13 @@ def find_sinks(
             )
         )  # fmt: skip
     return found
+
+
+def _passing(passes: np.ndarray, ranges: list[tuple[str, int, int]]) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Tokens that pass in a range of blocks, and the blocks at which they do."""
+    for window, start, end in ranges:
+        for t in np.flatnonzero(passes[start:end].any(0)):
+            yield window, int(t), start + np.flatnonzero(passes[start:end, t])
 
 
 def decompose(profile: Profile, primary: Primary, position: int) -> dict[str, list[float]]:

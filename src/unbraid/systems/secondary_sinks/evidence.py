@@ -44,7 +44,7 @@ class Evidence:
 def origins(model: nn.Module, texts: Sequence[Tensor], system: SecondarySinks, limit: int = 24) -> Evidence:
     """Stages, neurons and pushes for the blocks where most secondary sinks appear (three at the most)."""
     found = Evidence()
-    sinks = system.secondary_ or system.sinks_
+    sinks = system.main_ or system.sinks_
     starts = sorted({s.l_start for s in sinks}, key=lambda start: -sum(s.l_start == start for s in sinks))[:3]
     if any(b.mlp is None for b in blocks(model)):
         return found
@@ -90,7 +90,7 @@ def without_write(
     """
     rng, rows = np.random.default_rng(seed), []
     sites = [b.site for b in blocks(model)]
-    usable = [s for s in system.secondary_ if np.isfinite(s.score)]
+    usable = [s for s in system.main_ if np.isfinite(s.score)]
     for k in sorted(rng.permutation(len(usable))[:limit]):
         s = usable[k]
         ids = texts[s.text].to(next(model.parameters()).device)

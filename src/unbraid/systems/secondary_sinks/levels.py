@@ -55,9 +55,9 @@ def level_grid(sinks: Sequence[Sink], layers: int) -> np.ndarray:
 def same_levels(a: Sequence[Sink], b: Sequence[Sink], layers: tuple[int, int]) -> float:
     """Overlap of two models' level distributions, both axes as shares of the depth in tenths: 0 to 1."""
 
-    def shares(sinks: Sequence[Sink], depth: int) -> Counter[tuple[int, int]]:
+    def shares(sinks: Sequence[Sink], depth: int) -> dict[tuple[int, int], float]:
         cells = Counter((round(10 * s.l_start / depth), round(10 * s.lifetime / depth)) for s in sinks)
-        return Counter({k: v / max(1, len(sinks)) for k, v in cells.items()})  # type: ignore[misc]
+        return {k: v / max(1, len(sinks)) for k, v in cells.items()}
 
     one, two = shares(a, layers[0]), shares(b, layers[1])
-    return float(sum(min(one[k], two[k]) for k in one))
+    return float(sum(min(share, two.get(k, 0.0)) for k, share in one.items()))

@@ -102,13 +102,13 @@ def capture(model: nn.Module, input_ids: Tensor, layers: Sequence[int]) -> dict[
     for layer in layers:
         if not 0 <= layer < len(stack):
             raise UnbraidError(f"Block {layer} does not exist; the model has blocks 0 to {len(stack) - 1}.")
-        mlp, store = mlp_of(stack[layer]), kept.setdefault(layer, {})
+        mlp, down, store = mlp_of(stack[layer]), stack[layer].down, kept.setdefault(layer, {})
         before[mlp] = _first(store, "input")
         for name, module in mlp.named_modules():
-            if name and module is not stack[layer].down and not list(module.children()):
+            if name and module is not down and not list(module.children()):
                 after[module] = _result(store, name)
-        if stack[layer].down is not None:
-            before[stack[layer].down] = _first(store, "hidden")
+        if down is not None:
+            before[down] = _first(store, "hidden")
         after[mlp] = _result(store, "output")
         after[stack[layer].module] = _result(store, STREAM)
     with listening(after, before), torch.no_grad():

@@ -110,7 +110,7 @@ def _model(generator: torch.Generator, clear: bool) -> Any:
 
     config = Qwen2Config(
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=12, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=4096, rope_theta=10000.0, tie_word_embeddings=False,
+        num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=False,
         bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     model = Qwen2ForCausalLM(config).eval().requires_grad_(False)
@@ -127,21 +127,19 @@ def _model(generator: torch.Generator, clear: bool) -> Any:
     table[BOS, FIRST] = 1.0
     for trigger, feature in zip(TRIGGERS, FEATURES, strict=True):
         table[trigger, feature] = 1.0
-    slow = [
-        config.hidden_size // config.num_attention_heads // 2 - 1,
-        config.hidden_size // config.num_attention_heads - 1,
-    ]
+    heads, key_heads = 4, 2
+    width = 64 // heads
+    slow = width // 2 - 1  # first half of the slowest rotary pair
     for block in blocks(model):
         if clear:
             for part in (block.out, block.down):
                 assert isinstance(part, nn.Linear)
                 part.weight[marks] = 0.0
-        named = dict(block.attention.named_children())
-        width = config.hidden_size // config.num_attention_heads
-        for h in range(config.num_attention_heads):
-            named["q_proj"].bias[h * width + slow[0]] = QUERY
-        for g in range(config.num_key_value_heads):
-            named["k_proj"].weight[g * width + slow[0], SINK] = KEY
+        named: dict[str, Any] = dict(block.attention.named_children())
+        for h in range(heads):
+            named["q_proj"].bias[h * width + slow] = QUERY
+        for g in range(key_heads):
+            named["k_proj"].weight[g * width + slow, SINK] = KEY
     return model
 
 
@@ -154,7 +152,7 @@ def _plant(model: Any, ids: Tensor, layer: int, position: int, mark: int, norm: 
     with listening(None, {block.mlp: lambda module, args, kwargs: seen.append(args[0])}):
         model.model(input_ids=ids, use_cache=False)
     read = float(seen[0][0, position, mark])
-    parts = dict(block.mlp.named_children())
+    parts: dict[str, Any] = dict(block.mlp.named_children())
     neuron = mark  # every mark has its own neuron in every block
     parts["gate_proj"].weight[neuron] = 0.0
     parts["up_proj"].weight[neuron] = 0.0

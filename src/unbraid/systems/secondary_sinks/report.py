@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -121,13 +122,16 @@ def source_row(s: Source) -> dict[str, Any]:
     """What one kind of text holds."""
     known = [p for p in s.system.primary_ if p is not None]
     tokens = sum(s.system.tokens_)
-    by = {label: sum(x.label == label for x in s.system.sinks_) for label in ("secondary", "BOS-like", "noise")}
+    main = [x for x in s.system.sinks_ if x.window == "main"]
+    by = {label: sum(x.label == label for x in main) for label in ("secondary", "BOS-like", "noise")}
+    phases = sorted({f"{a} to {b - 1}" for p in known for a, b in p["phases"]})
     return {
         "texts": s.name, "n": len(s.system.tokens_), "tokens": tokens, "with a primary sink": len(known),
         "primary at": ", ".join(sorted({str(p["position"]) for p in known})),
         "its blocks": ", ".join(sorted({f"{p['start']} to {p['end'] - 1}" for p in known})),
         "its norm (x median)": float(np.median([p["ratio"] for p in known])), **by,
-        "secondary per 1000": 1000 * by["secondary"] / tokens,
+        "secondary per 1000": 1000 * by["secondary"] / tokens, "other phases": ", ".join(phases) or "none",
+        "sinks there": len(s.system.early_), "shorter there": len(s.system.sinks_) - len(main) - len(s.system.early_),
         "weak, attention only": sum(not w["by direction too"] for rows in s.system.weak_ for w in rows),
     }  # fmt: skip
 
@@ -137,7 +141,8 @@ def sink_tables(whole: Source) -> dict[str, Any]:
     system, decode = whole.system, whole.tokenizer.decode
     rows = [
         {
-            "text": s.text, "position": s.position, "token": repr(decode([s.token])), "label": s.label,
+            "text": s.text, "position": s.position, "token": repr(decode([s.token])), "window": s.window,
+            "label": s.label,
             "l_start": s.l_start, "lifetime": s.lifetime, "gaps": s.layers[-1] - s.layers[0] + 1 - s.lifetime,
             "sign": s.sign, "|cosine|": s.cosine, "norm": s.norm, "x median": s.ratio, "write": s.write,
             "by the MLP": s.mlp_share, "score": s.score if np.isfinite(s.score) else None,
@@ -145,7 +150,7 @@ def sink_tables(whole: Source) -> dict[str, Any]:
         for s in sorted(system.sinks_, key=lambda s: (s.label != "secondary", -s.write))
     ]  # fmt: skip
     names: dict[str, int] = {}
-    for s in system.secondary_:
+    for s in system.main_:
         names[repr(decode([s.token]))] = names.get(repr(decode([s.token])), 0) + 1
     weak = [
         {"text": i, "token": repr(decode([int(whole.texts[i][0, w["position"]])])), **w,
@@ -158,7 +163,7 @@ def sink_tables(whole: Source) -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "sinks": rows[:400],
-        "tokens": [{"token": k, "secondary sinks": v} for k, v in sorted(names.items(), key=lambda x: -x[1])[:20]],
+        "tokens": [{"token": k, "sinks": v} for k, v in sorted(names.items(), key=lambda x: -x[1])[:20]],
         "levels": system.levels_, "weak sinks": weak[:60], "massive activations": big[:60],
     }  # fmt: skip
 
@@ -193,7 +198,7 @@ def level_bars(system: SecondarySinks) -> list[Figure]:
 
 def text_with_sinks(whole: Source) -> list[Figure]:
     """A stretch of text around the strongest sink, coloured by lifetime."""
-    sinks = whole.system.secondary_ or whole.system.sinks_
+    sinks = whole.system.main_ or whole.system.sinks_
     if not sinks:
         return []
     top: Sink = max(sinks, key=lambda s: (s.lifetime, s.write))
@@ -213,9 +218,9 @@ def mass_lines(whole: Source) -> list[Figure]:
     masses = [(i, m) for i, m in enumerate(whole.system.primary_mass_) if m is not None]
     if not masses:
         return []
-    having = {s.text for s in whole.system.secondary_}
+    having = {s.text for s in whole.system.main_}
     series = []
-    for label, group in (("texts with secondary sinks", True), ("texts without", False)):
+    for label, group in (("texts with other sinks", True), ("texts without", False)):
         rows = np.array([m for i, m in masses if (i in having) == group])
         if len(rows):
             low, high = (rows.min(0), rows.max(0)) if len(rows) > 1 else (rows[0], rows[0])
@@ -230,10 +235,16 @@ def norm_scatter(system: SecondarySinks) -> list[Figure]:
     if len(sinks) < 2:
         return []
     series = []
-    for label in ("secondary", "BOS-like", "noise"):
-        some = [s for s in sinks if s.label == label]
+    for label, window in product(("secondary", "BOS-like", "noise"), ("main", "other")):
+        some = [s for s in sinks if s.label == label and s.window == window]
         if some:
-            series.append(Series(label, [s.write for s in some], [s.score for s in some]))
+            series.append(
+                Series(
+                    label if window == "main" else f"{label}, other phase",
+                    [s.write for s in some],
+                    [s.score for s in some],
+                )
+            )
     return [Scatter("The stronger the write, the stronger the sink?", series, x_label="norm of the MLP's write",
                     y_label="mean attention received", x_scale="log", caption="One point per sink; the same queries "
                     "for all sinks of a text.")]  # fmt: skip
@@ -268,15 +279,22 @@ def remarks(study: Study, system: SecondarySinks | None) -> list[str]:
     if system is None:
         return out
     if not system.secondary_:
+        short = sum(s.window == "main" for s in system.sinks_)
         out.append(
-            f"{study.name} has no secondary sink in these texts: {len(system.sinks_)} tokens pass the direction test, "
-            "none for as many blocks as the paper asks for."
+            f"{study.name} has no secondary sink in these texts as the paper defines them: in the main window of the "
+            f"first token {short} tokens pass the direction test, none for as many blocks as asked for."
         )
     lengths = f"{min(system.tokens_)} to {max(system.tokens_)}"
     out.append(
         f"{len(system.tokens_)} texts of {lengths} tokens. Scores compare tokens of the first half of a text, by the "
         "queries of its second half."
     )
+    if system.early_:
+        out.append(
+            f"But {len(system.early_)} tokens are sinks of the same kind outside that window, where the first token "
+            "stands out along another direction; the paper's script does not look there. They are reported as those of "
+            "another phase."
+        )
     if any(system.refused_):
         out.append(f"{len(system.refused_)} texts have no primary sink and were left out.")
     return out

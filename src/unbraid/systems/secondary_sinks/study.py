@@ -96,7 +96,7 @@ def run(
     main = study.main()
     if main is not None:
         study.take(origins(net, main.texts, main.system))
-        with bar(progress, "Removing sinks", min(causal, len(main.system.secondary_))) as tick:
+        with bar(progress, "Removing sinks", min(causal, len(main.system.main_))) as tick:
             study.evidence.causal = without_write(net, main.texts, main.system, causal, seed, tick) if causal else []
     return make_result(study, given, time.perf_counter() - start)
 

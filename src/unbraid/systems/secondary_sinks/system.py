@@ -122,15 +122,22 @@ class SecondarySinks(System):
     @property
     def sinks_(self) -> list[Sink]:
         """All sinks of all texts, in order."""
-        return [
-            Sink(**{k: tuple(v) if k == "layers" else v for k, v in r.items() if k != "lifetime"})
-            for r in self.records_
-        ]
+        return [Sink.from_dict(r) for r in self.records_]
 
     @property
     def secondary_(self) -> list[Sink]:
-        """Those whose lifetime makes them secondary sinks."""
-        return [s for s in self.sinks_ if s.label == "secondary"]
+        """Those in the primary sink's window whose lifetime makes them secondary sinks: the paper's definition."""
+        return [s for s in self.sinks_ if s.label == "secondary" and s.window == "main"]
+
+    @property
+    def early_(self) -> list[Sink]:
+        """Those of another phase of the primary sink with a secondary sink's lifetime; the paper looks elsewhere."""
+        return [s for s in self.sinks_ if s.label == "secondary" and s.window == "other"]
+
+    @property
+    def main_(self) -> list[Sink]:
+        """Secondary sinks, or where there are none those of another phase: what a study looks at closely."""
+        return self.secondary_ or self.early_
 
     def _one(self, model: nn.Module, number: int, ids: Tensor, share: _Share) -> None:
         profile, scores = measure(model, ids, self.candidates, self.attention)
@@ -164,7 +171,7 @@ class SecondarySinks(System):
             comparable = s.position < scores.common and bool(read)
             row["score"] = float(mean[read, s.position].mean()) if comparable else float("nan")
             self.records_.append(row)
-            if s.label == "secondary" and comparable:
+            if s.label == "secondary" and comparable:  # of either window
                 share.add(by_head, s)
 
     def frame(self) -> pd.DataFrame:
