@@ -504,3 +504,18 @@ def test_any_cache_with_room_for_all_changes_nothing() -> None:
         close(cache_losses(model, ids, cache, 4), want)
     for cache in (H2OCache(model, 20, 20), SnapKVCache(model, 30, 4), DuoCache(model, np.ones((2, 2)), 0.5, 10, 20)):
         close(cache_losses(model, ids, cache, 4, cache.watching(model)), want)
+
+
+@pytest.mark.study
+def test_long_passes_are_token_by_token_streaming_on_a_real_model() -> None:
+    from unbraid import zoo
+    from unbraid.data.text import stream
+
+    loaded = zoo.load("smollm2", progress=False)
+    ids = stream(loaded.tokenizer, 200)
+    for sinks in (0, 4):
+        cache = StreamingCache(loaded.model, sinks, 64 - sinks)
+        single = cache_losses(loaded.model, ids, cache, 1)
+        long = stream_losses(loaded.model, ids, sinks=sinks, window=64 - sinks, chunk=90)
+        close(long, single, 2e-3)
+        assert abs(float(long.mean() - single.mean())) < 1e-4

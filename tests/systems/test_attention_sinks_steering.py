@@ -251,8 +251,10 @@ def test_tuning_takes_the_best_factor_of_each_group() -> None:
         (lambda: find_register_neurons(llama(), [{"input_ids": text(5)}], threshold=1e9), "no token of block"),
         (lambda: mixing(llama(), text(8), None), "no BOS"),
         (lambda: mixing(llama(), text(3), 1), "at least 4 tokens"),
-        (lambda: noop_probe(llama(), {"input_ids": text(1)}), "at least 2 tokens"),
-        (lambda: noop_probe(FAMILIES["vit"]().model, FAMILIES["vit"]().inputs), "needs input_ids"),
+        (lambda: noop_probe(llama(), {"input_ids": text(3)}), "start is 4"),
+        (lambda: noop_probe(llama(), {"input_ids": text(9)}, start=0), "at least 1"),
+        (lambda: noop_probe(FAMILIES["vit"]().model, FAMILIES["vit"]().inputs), "texts \\(input_ids\\)"),
+        (lambda: noop_probe(FAMILIES["bert"]().model, FAMILIES["bert"]().inputs), "predicts no next token"),
         (lambda: outlier_circuit(llama(), {"input_ids": text(9)}), "no massive activation"),
     ],
 )
@@ -346,8 +348,14 @@ def test_a_bias_is_made_good_by_its_mean_and_a_no_op_costs_nothing() -> None:
         rows = noop_probe(model, {"input_ids": ids})
         with attach(model, scale_sinks(0.0)):
             want = float(model(input_ids=ids, labels=ids).loss)
+        with attach(model, scale_sinks(0.0, start=4)):
+            late = float(model(input_ids=ids, labels=ids).loss)
+            early = model(input_ids=ids).logits[:, :4]
+        close(early, model(input_ids=ids).logits[:, :4])
     assert rows[0]["condition"] == "as it is"
-    assert rows[3]["loss"] == pytest.approx(want, abs=1e-4)
+    assert rows[4]["loss"] == pytest.approx(want, abs=1e-4)
+    assert rows[3]["loss"] == pytest.approx(late, abs=1e-4)
+    assert late != pytest.approx(want, abs=1e-4)
     assert len(rows[0]["losses"]) == 4
     quiet = llama()
     with torch.no_grad():  # a first token with no value is a no-op by construction
@@ -357,10 +365,22 @@ def test_a_bias_is_made_good_by_its_mean_and_a_no_op_costs_nothing() -> None:
     assert silent[1]["loss"] == pytest.approx(silent[0]["loss"], abs=1e-6)
     rows = bias_probe(model, {"input_ids": ids}, {"input_ids": other})
     assert len(rows) == 4
-    # on the texts of the calibration themselves a constant write is replaced by itself
-    one = text(20, 1).repeat(2, 1)
-    again = bias_probe(model, {"input_ids": one[:, :2]}, {"input_ids": one[:, :2]})
-    assert all(math.isfinite(r["loss"]) for r in again)
+    # where attention is equal to all keys, the sink's write is nearly the same at neighbouring queries
+    even = llama()
+    with torch.no_grad():
+        for layer in even.model.layers:
+            layer.self_attn.q_proj.weight.zero_()
+    flat = {"input_ids": text(30, 1).repeat(2, 1)}
+    again = [r["loss"] for r in bias_probe(even, flat, flat, start=24)]
+    assert abs(again[2] - again[0]) < 0.3 * abs(again[1] - again[0]) < 0.3 * abs(again[3] - again[0])
+    padded = torch.cat([torch.full((4, 3), 5), ids], 1)
+    mask = torch.ones_like(padded)
+    mask[:, :3] = 0
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    more = noop_probe(model, {"input_ids": padded, "attention_mask": mask, "position_ids": places}, first_tokens(mask))
+    plain = noop_probe(model, {"input_ids": ids})
+    for a, b in zip(more, plain, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-3)
 
 
 def test_the_circuit_of_a_planted_massive_activation() -> None:

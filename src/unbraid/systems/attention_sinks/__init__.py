@@ -56,6 +56,8 @@ _HOME = {
     "TAXONOMY": "taxonomy",
     "SinkReport": "detection.findings",
     "report": "detection.findings",
+    "channel_sinks": "detection.metrics",
+    "key_distinctiveness": "detection.metrics",
     "StreamingCache": "caches.streaming",
     "H2OCache": "caches.scored",
     "A2SFCache": "caches.scored",

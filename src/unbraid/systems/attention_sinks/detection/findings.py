@@ -218,7 +218,7 @@ def join(gathered: list[tuple[SinkTap, StreamWatch]], epsilon: float, tau: float
         write=table("write", "sink write"), constancy=table("constancy", "bias constancy"),
         sink_key=table("sink key", "distinctiveness"), other_keys=table("other keys", "distinctiveness"),
         key_rank=table("key rank", "rank correlation"), tokens=received_tokens(gathered, sites, tau),
-        massive=[dict(m) for _, watch in gathered for m in watch.massive],
+        massive=massive_rows(gathered),
         layers=layer_rows(gathered), experts=expert_rows(gathered),
         texts=len(next(iter(samples.values()))),
         length=max(x.shape[-1] for tap, _ in gathered for rows in tap.profile.values() for x in rows),
@@ -231,6 +231,15 @@ def nan_mean(x: np.ndarray) -> np.ndarray:
     known = np.isfinite(x)
     total = np.where(known, x, 0).sum(0)
     return np.where(known.any(0), total / np.maximum(known.sum(0), 1), np.nan)
+
+
+def massive_rows(gathered: list[tuple[SinkTap, StreamWatch]]) -> list[dict[str, Any]]:
+    """Metric 4, texts numbered through all batches."""
+    found, number = [], 0
+    for tap, watch in gathered:
+        found += [{**m, "text": number + m["text"]} for m in watch.massive]
+        number += sum(len(x) for x in next(iter(tap.per_head.values()))["alpha"])
+    return found
 
 
 def received_tokens(gathered: list[tuple[SinkTap, StreamWatch]], sites: list[str], tau: float) -> list[dict[str, Any]]:

@@ -116,7 +116,7 @@ def massive_activations(
         valid: [B, T] bool.
         floor: smallest magnitude.
         ratio: smallest multiple of the median magnitude.
-        most: entries returned.
+        most: entries returned per text, on average.
 
     Returns:
         (text, token, channel, value) of each, and the median magnitude.
@@ -125,7 +125,7 @@ def massive_activations(
     size = torch.where(valid[..., None], size, 0.0)
     median = float(size[valid].median())
     limit = max(floor, ratio * median)
-    best = size.flatten().topk(min(most, size.numel()))
+    best = size.flatten().topk(min(most * len(size), size.numel()))
     found = []
     for value, at in zip(best.values.tolist(), best.indices.tolist(), strict=True):
         if value <= limit:

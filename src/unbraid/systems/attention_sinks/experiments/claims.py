@@ -121,7 +121,9 @@ def no_op(f: Findings) -> Found:
         "interval": None,
         "holds": bool(write.mean() < control.mean() and (bootstrap(gap) or (0,))[0] > 0),
         "note": f"Nats per token over {len(write)} texts; attention minus write {gap.mean():.3f}, 95 % interval "
-        f"{span(bootstrap(gap))}; holds where that is above 0 and the write costs less than the control.",
+        f"{span(bootstrap(gap))}; holds where that is above 0 and the write costs less than the control. The first "
+        "four queries of a text are left as they are: hidden from them too, the first token is merely replaced by the "
+        f"second, and that costs {loss_more(rows, 4).mean():.3f}.",
     }  # fmt: skip
 
 
@@ -155,7 +157,9 @@ def circuit(f: Findings) -> Found:
         "comparator": f"{before:.4f} as it is; {min(others):.4f} to {max(others):.4f} with other channels at zero",
         "holds": bool(after < 0.5 * before and after < min(others)),
         "note": f"Channel {found['channel']} at token {found['token']} reaches {found['value']:.4g}; block "
-        f"{found['block']} writes it first. Holds where the sink rate falls below half, and below every control.",
+        f"{found['block']} writes it first; in the layers behind it the sink rate falls from "
+        f"{rows[0]['sink rate behind the block']:.3f} to {rows[1]['sink rate behind the block']:.3f}. Holds where the "
+        "rate of all layers falls below half, and below every control.",
     }  # fmt: skip
 
 

@@ -63,7 +63,8 @@ def places(found: SinkReport) -> list[dict[str, Any]]:
     for token in found.tokens:
         counts[token["token"]] = counts.get(token["token"], 0) + 1
     pairs = found.texts * len(found.alpha.sites)
-    return [{"token": t, "share of (text, layer)": n / pairs} for t, n in sorted(counts.items())[:20]]
+    most = sorted(counts.items(), key=lambda x: -x[1])[:8]
+    return [{"token": t, "share of (text, layer)": n / pairs} for t, n in most]
 
 
 def strongest(found: SinkReport, most: int = 12) -> list[dict[str, Any]]:

@@ -85,6 +85,7 @@ def methods(model: Any, budget: int, found: SinkReport, tuned: list[Tap]) -> lis
         Method("3.2", "half of the sink's mass to the others", full, lambda: [redistribute(0.5)], 0.5),
         Method("3.2", "the same, uniformly", full, lambda: [redistribute(0.5, how="uniform")], 0.5),
         Method("3.2", "sink removed", full, lambda: [scale_sinks(0.0)], 0.0),
+        Method("3.2", "sink removed after 64 tokens", full, lambda: [scale_sinks(0.0, start=64)], 0.0),
         Method("3.2", "sink's weight halved", full, lambda: [taps.bias([0], float(np.log(0.5)))]),
         Method("3.2", "sink's weight doubled", full, lambda: [taps.bias([0], float(np.log(2.0)))]),
         Method("3.2", "ZeroTuning, 3 groups of heads", full, lambda: tuned, seen=False),

@@ -53,6 +53,13 @@ def make_result(f: Findings, params: dict[str, Any], seconds: float) -> Result:
     )
 
 
+SHORT = {  # names that fit beside a bar
+    "DuoAttention, half of the heads": "DuoAttention, 50 %",
+    "half of the sink's mass to the others": "half the mass moved",
+    "the same, uniformly": "moved uniformly",
+    "ZeroTuning, 3 groups of heads": "ZeroTuning",
+    "sink removed after 64 tokens": "removed after 64",
+}
 METHODS = (
     "Second half of each text, read in passes; losses in nats per token with 95 % intervals over texts. The sink rate "
     "is the share of heads that give more than 0.3 of their attention to the first key they have."
@@ -185,7 +192,7 @@ def cost_bars(f: Findings) -> Bars:
     assert f.methods is not None
     rows = [r for r in methods.table(f.methods) if r["method"] != "full cache"]
     series = Series(
-        "loss", [r["method"] for r in rows], [r["loss more than full cache"] for r in rows],
+        "loss", [SHORT.get(r["method"], r["method"]) for r in rows], [r["loss more than full cache"] for r in rows],
         [r["low"] for r in rows] if rows[0]["low"] is not None else None,
         [r["high"] for r in rows] if rows[0]["low"] is not None else None,
     )  # fmt: skip
@@ -228,7 +235,7 @@ def probe_figures(p: dict[str, Any]) -> list[Figure]:
     figures: list[Figure] = [
         Lines(
             "Angles to the sink", [
-                Series("|cos| away from the sink: orthogonality", blocks, [r["orthogonality"] for r in rows],
+                Series("orthogonality, 1 - |cos|", blocks, [r["orthogonality"] for r in rows],
                        [r["low"] for r in rows], [r["high"] for r in rows]),
                 Series("cosine with the sink", blocks, [r["cosine with the sink"] for r in rows]),
                 Series("cosine of neighbours", blocks, [r["cosine of neighbours"] for r in rows]),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -143,8 +144,12 @@ def zeroing(
     with listening(zero_channels(stack, start, channels)):
         found = report(model, inputs)
         loss = float(next_token_loss(model, inputs).mean())
+    behind = {block.site for block in stack[start + 1 :]}
+    late = [x.ravel() for site, x in found.samples.items() if site in behind]
     return {
-        "condition": name, "sink rate": found.sink_rate(), "first-token share": found.first_token_share, "loss": loss,
+        "condition": name, "sink rate": found.sink_rate(),
+        "sink rate behind the block": float((np.concatenate(late) > found.epsilon).mean()) if late else None,
+        "first-token share": found.first_token_share, "loss": loss,
     }  # fmt: skip
 
 

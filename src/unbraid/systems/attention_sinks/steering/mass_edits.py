@@ -34,12 +34,24 @@ NEEDS = "works on head outputs, which the softmax seam does not show; use scale_
 
 
 class SinkEdit(Edit):
-    """What these edits share: rows that would be divided by next to nothing are left as they are."""
+    """What these edits share: rows that would be divided by next to nothing are left as they are.
+
+    Attributes:
+        start: queries from this place of the text on are edited, one number or one per text [B].
+    """
+
+    start: int | Tensor = 0
+
+    def late(self, c: AttentionCall, rows: int, first: int = 0) -> Tensor:
+        """[B or 1, 1, rows] bool: queries that are edited."""
+        place = torch.arange(rows, device=c.device) + c.offset + first
+        start = torch.as_tensor(self.start, device=c.device).reshape(-1, 1)
+        return (place >= start)[:, None]
 
     def out(self, c: AttentionCall, y: Tensor) -> Tensor:
         """The changed output of the chosen heads."""
         new, sound = self.changed(c, y.float())
-        new = torch.where(sound[..., None], new, y.float())
+        new = torch.where((sound & self.late(c, y.shape[2]))[..., None], new, y.float())
         pick = self.chosen(c)
         return self.blend(c, y, new if len(pick) == c.heads else new[:, pick])
 
@@ -50,7 +62,7 @@ class SinkEdit(Edit):
     def out_as_rows(self, c: AttentionCall, p: Tensor, start: int) -> Tensor:
         """The same said in probabilities."""
         new, sound = self.rows_changed(c, p.float(), start)
-        new = torch.where(sound[..., None], new, p.float()).to(p.dtype)
+        new = torch.where((sound & self.late(c, p.shape[2], start))[..., None], new, p.float()).to(p.dtype)
         pick, out = self.chosen(c), p.clone()
         out[:, pick] = p[:, pick] + self.amount * (new[:, pick] - p[:, pick])
         return out
@@ -63,9 +75,11 @@ class SinkEdit(Edit):
 class ScaleSinks(SinkEdit):
     """See `scale_sinks`."""
 
-    def __init__(self, gamma: Gamma, sinks: Keys, heads: HeadSet | None, amount: float, phase: Phase) -> None:
+    def __init__(
+        self, gamma: Gamma, sinks: Keys, heads: HeadSet | None, amount: float, phase: Phase, start: int | Tensor
+    ) -> None:
         super().__init__(heads, amount, phase)
-        self.gamma, self.sinks = gamma, sinks
+        self.gamma, self.sinks, self.start = gamma, sinks, start
 
     def factor(self, c: AttentionCall) -> Tensor:
         """[1, H, 1] the factor of each head."""
@@ -200,11 +214,18 @@ class Act(SinkEdit):
 
 
 def scale_sinks(
-    gamma: Gamma, sinks: Keys = (0,), heads: HeadSet | None = None, *, amount: float = 1.0, phase: Phase = "all"
+    gamma: Gamma,
+    sinks: Keys = (0,),
+    heads: HeadSet | None = None,
+    *,
+    amount: float = 1.0,
+    phase: Phase = "all",
+    start: int | Tensor = 0,
 ) -> Tap:
     """Multiplies the weights of sinks before rows are normalised: ZeroTuning's bias ln(gamma) on their logits.
 
-    Reference: arXiv 2505.11739 (ZeroTuning). 1 is the identity, 0 removes the sinks.
+    Reference: arXiv 2505.11739 (ZeroTuning). 1 is the identity, 0 removes the sinks. Removed for every query, the first
+    token is as good as not there, and models tend to make the next one a sink; `start` leaves the first queries be.
 
     Args:
         gamma: the factor, for all heads, or per head as `HeadScores` or site -> [H].
@@ -212,8 +233,9 @@ def scale_sinks(
         heads: which heads; None for all.
         amount: 1 replaces the output, smaller ones blend.
         phase: "all", "prefill" or "decode".
+        start: queries from this place on are edited; one number, or one per text [B] where padding differs.
     """
-    return ScaleSinks(gamma, sinks, heads, amount, phase)
+    return ScaleSinks(gamma, sinks, heads, amount, phase, start)
 
 
 def redistribute(
