@@ -339,6 +339,9 @@ def test_a_model_without_text_or_keys_is_refused(tmp_path: Path) -> None:
     FAMILIES["bert"]().model.save_pretrained(tmp_path / "bert")
     with pytest.raises(UnbraidError, match="decoder language model"):
         run(model=str(tmp_path / "bert"), progress=False)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UnbraidError, match=r"--keep .* cannot be used"):
+        run(keep=tmp_path / "file", progress=False)
     llama().save_pretrained(tmp_path / "llama")
     with pytest.raises(UnbraidError, match="no tokenizer"):
         run(model=str(tmp_path / "llama"), progress=False)

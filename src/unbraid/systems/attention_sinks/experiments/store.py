@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from unbraid.core.errors import UnbraidError
+
 
 class Pieces:
     """A folder of finished pieces, each under a key that names everything it depends on.
@@ -16,13 +18,21 @@ class Pieces:
     Args:
         folder: where; None keeps nothing.
         context: what all pieces depend on.
+
+    Raises:
+        UnbraidError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path | None, context: dict[str, Any]) -> None:
         self.folder, self.read_back = folder, 0
         self.context = json.dumps(context, sort_keys=True, default=str)
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UnbraidError(
+                    f"--keep {folder} cannot be used: {error.strerror}; give a folder of yours."
+                ) from None
 
     def path(self, kind: str, key: Any) -> Path:
         """The file of a piece."""

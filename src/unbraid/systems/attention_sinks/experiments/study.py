@@ -81,6 +81,7 @@ def run(
 
 def study(given: dict[str, Any], trained: dict[str, Any]) -> Findings:
     """Everything measured."""
+    from unbraid.systems.attention_sinks.caches.streaming import keys_of
     from unbraid.systems.attention_sinks.experiments import detecting
     from unbraid.systems.attention_sinks.experiments.claims import Findings
     from unbraid.systems.attention_sinks.experiments.probing import probe
@@ -89,7 +90,8 @@ def study(given: dict[str, Any], trained: dict[str, Any]) -> Findings:
 
     name, progress, seed = given["model"], given["progress"], given["seed"]
     detection: dict[str, Any] = {}
-    stores: list[Pieces] = []
+    store = Pieces(given["keep"], {"model": name, "dtype": given["dtype"]})
+    stores = [store]
     for other in given["others"]:
         stores.append(Pieces(given["keep"], {"model": other, "dtype": given["dtype"]}))
         key = {"texts": given["texts"], "length": given["length"], "seed": seed}
@@ -100,8 +102,8 @@ def study(given: dict[str, Any], trained: dict[str, Any]) -> Findings:
 
         detection[other] = stores[-1].get("detection", key, elsewhere)
     loaded = load(name, given["device"], given["dtype"], progress)
-    store = Pieces(given["keep"], {"model": name, "dtype": given["dtype"]})
-    stores.append(store)
+    if given["stream_tokens"]:
+        keys_of(loaded[0])  # refuses a model that cannot stream before anything is measured
     report = measured(loaded, given, f"Sinks of {name}")
     detection = {name: detecting.plain(report), **detection}
     streams: dict[str, list[list[float]]] = {}
