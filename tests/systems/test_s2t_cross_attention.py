@@ -937,6 +937,9 @@ def test_sound_files(tmp_path, monkeypatch):
     (tmp_path / "a.flac").write_bytes(b"fLaC")
     with pytest.raises(UnbraidError, match="audio"):
         speech.read_audio(tmp_path / "a.flac")
+    (tmp_path / "empty.wav").write_bytes(encode_wav(np.zeros(0), 8000))
+    with pytest.raises(UnbraidError, match="empty.wav has length zero"):
+        speech.read_audio(tmp_path / "empty.wav")
     assert speech.check_audio(np.full((2, 2000), 16384, np.int16)).tolist() == [0.5] * 2000
     with pytest.raises(UnbraidError, match="positive number"):
         speech.resample(x, 0)

@@ -79,10 +79,10 @@ def check_audio(audio: Any, where: str = "The audio") -> np.ndarray:
     if x.dtype.kind in "iu":
         half = 2.0 ** (8 * x.dtype.itemsize - 1)
         x = x.astype(np.float64) / half - (1.0 if x.dtype.kind == "u" else 0.0)
-    if x.ndim == 2:
-        x = x.mean(axis=int(np.argmin(x.shape)))
     if not x.size:
         raise UnbraidError(f"{where} has length zero; give at least {LEAST_SECONDS} seconds of sound.")
+    if x.ndim == 2:
+        x = x.mean(axis=int(np.argmin(x.shape)))
     if x.size < LEAST_SECONDS * RATE:
         raise UnbraidError(f"{where} has only {x.size} samples; give at least {LEAST_SECONDS} seconds of sound.")
     if not np.isfinite(x).all():
