@@ -89,14 +89,16 @@ def without_write(
         blocks (removed less intact), and the sink's own score before and after.
     """
     rng, rows = np.random.default_rng(seed), []
-    sites = [b.site for b in blocks(model)]
+    sites, known = [b.site for b in blocks(model)], dict[int, np.ndarray]()
     usable = [s for s in system.main_ if np.isfinite(s.score)]
     for k in sorted(rng.permutation(len(usable))[:limit]):
         s = usable[k]
         ids = texts[s.text].to(next(model.parameters()).device)
         primary = int((system.primary_[s.text] or {})["position"])
         every = [x.position for x in system.sinks_ if x.text == s.text]
-        intact = column_means(model, ids, sites)
+        if s.text not in known:
+            known[s.text] = column_means(model, ids, sites)
+        intact = known[s.text]
         others = [t for t in same_tokens(ids, [s.position], every) if t < ids.shape[1] // 2]
         for kind, position in [("sink", s.position), *([("control", int(rng.choice(others)))] if others else [])]:
             with rescale(model, s.l_start, 0.0, threshold=-1.1, primary=primary, positions=[position]):

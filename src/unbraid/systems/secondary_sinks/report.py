@@ -19,6 +19,10 @@ from unbraid.systems.secondary_sinks.evidence import Evidence, stage_rows
 from unbraid.systems.secondary_sinks.levels import sink_levels
 from unbraid.systems.secondary_sinks.system import SecondarySinks
 
+TEXTWISE = (
+    "tokens_", "primary_", "refused_", "weak_", "massive_", "primary_mass_", "primary_norm_", "median_norm_",
+    "sink_norm_",
+)  # fmt: skip
 SHOWN = 160  # tokens around a sink that the page shows
 
 
@@ -60,12 +64,13 @@ class Study:
         whole = SecondarySinks(**first.get_params())
         whole.layers_, whole.sites_ = first.layers_, first.sites_
         whole.records_, whole.tokens_, whole.primary_, whole.refused_ = [], [], [], []
-        whole.weak_, whole.massive_, whole.primary_mass_, whole.primary_norm_ = [], [], [], []
+        whole.weak_, whole.massive_, whole.primary_mass_ = [], [], []
+        whole.primary_norm_, whole.median_norm_, whole.sink_norm_ = [], [], []
         whole.heads_ = next((s.system.heads_ for s in self.sources if s.system.heads_ is not None), None)
         for s in self.sources:
             shift = len(whole.tokens_)
             whole.records_ += [{**r, "text": r["text"] + shift} for r in s.system.records_]
-            for name in ("tokens_", "primary_", "refused_", "weak_", "massive_", "primary_mass_", "primary_norm_"):
+            for name in TEXTWISE:
                 vars(whole)[name] += vars(s.system)[name]
         whole.levels_ = sink_levels(whole.sinks_, whole.tokens_) if whole.records_ else []
         texts = [t for s in self.sources for t in s.texts]
@@ -169,16 +174,19 @@ def sink_tables(whole: Source) -> dict[str, Any]:
 
 
 def norms(whole: Source) -> Lines:
-    """The primary sink's norm, block by block."""
-    series = []
-    for label in ("first", "last"):
-        i = 0 if label == "first" else len(whole.texts) - 1
-        y = whole.system.primary_norm_[i]
-        series.append(Series(f"first token of the {label} text", list(range(len(y))), y))
+    """Norms by block: the first token, the longest-lived sink, the median token, of the text that has that sink."""
+    system = whole.system
+    ranked = sorted(system.sinks_, key=lambda s: (s.lifetime, s.write))
+    i = ranked[-1].text if ranked else 0
+    curves = {
+        "first token": system.primary_norm_[i], "longest-lived sink": system.sink_norm_[i],
+        "median token": system.median_norm_[i],
+    }  # fmt: skip
     return Lines(
-        "Norm of the first token's residual stream", series[: 1 if len(whole.texts) == 1 else 2],
+        "Norm of the residual stream", [Series(n, list(range(len(y))), y) for n, y in curves.items() if y is not None],
         x_label="block", y_label="norm", y_scale="log",
-        caption="The window searched lies between its largest rise and its largest fall.",
+        caption=f"Text {i}. The main window lies between the first token's largest rise and largest fall; where "
+        "it stands out besides is another phase.",
     )  # fmt: skip
 
 
@@ -187,10 +195,10 @@ def level_bars(system: SecondarySinks) -> list[Figure]:
     rows = system.levels_[:14]
     if not rows:
         return []
-    labels = [f"block {r['l_start']}, {r['lifetime']} blocks ({r['label']})" for r in rows]
+    labels = [f"{r['l_start']}: {r['lifetime']} {r['label']}" for r in rows]
     rates = [[r[k] for r in rows] for k in ("per 1000 tokens", "low", "high")]
     return [
-        Bars("Sink levels", [Series("", labels, *rates)], x_label="first block, lifetime",
+        Bars("Sink levels", [Series("", labels, *rates)], x_label="first block: lifetime",
              y_label="sinks per 1,000 tokens", caption="All tokens that pass the direction test, noise included; "
              "whiskers are 95 % bootstrap intervals over texts.")
     ]  # fmt: skip
@@ -209,7 +217,7 @@ def text_with_sinks(whole: Source) -> list[Figure]:
         (whole.tokenizer.decode([ids[i]]), float(life[i]) if i in life else None)
         for i in range(low, min(len(ids), low + SHOWN))
     ]
-    return [HtmlText("Where sinks lie in a text", spans, limits=(0, whole.system.layers_),
+    return [HtmlText("Where sinks lie in a text", spans, limits=(0, max(life.values())),
                      caption="Coloured: tokens that pass the direction test, by the number of blocks.")]  # fmt: skip
 
 
@@ -259,7 +267,7 @@ def stage_bars(e: Evidence) -> Bars:
             Series(f"same tokens elsewhere (n = {s.controls.shape[1]})", s.names, np.median(s.controls, 1).tolist())
         )
     return Bars(f"Where the direction appears inside the MLP of block {s.layer}", series, x_label="point of the MLP",
-                y_label="median cosine with the primary sink", horizontal=False)  # fmt: skip
+                y_label="median cosine with the primary sink", horizontal=True)  # fmt: skip
 
 
 def push_lines(e: Evidence) -> Lines:
@@ -269,7 +277,7 @@ def push_lines(e: Evidence) -> Lines:
         Series(f"component {i + 1}", p.scales.tolist(), p.swept_cosine[i].tolist()) for i in range(min(4, len(p.norm)))
     ]
     return Lines(f"What the MLP of block {p.layer} answers to scaled directions", series, x_label="scale",
-                 y_label="cosine with the primary sink's write",
+                 y_label="cosine with the primary sink",
                  caption="An even (quadratic) amplifier answers +e and -e alike.")  # fmt: skip
 
 

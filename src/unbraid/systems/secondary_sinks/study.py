@@ -31,7 +31,7 @@ def run(
     guard: Guard = "norm",
     primary_ratio: float = 10.0,
     planted: int = 5,
-    causal: int = 12,
+    causal: int = 6,
     keep: Path | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -74,7 +74,7 @@ def run(
     loaded = zoo.load(model, dtype=dtype, device=device, progress=progress)
     if loaded.tokenizer is None or loaded.kind != "causal-lm":
         raise UnbraidError(
-            f"{model} is a {loaded.kind} model; secondary sinks are looked for in decoder language models."
+            f"{model} is of the kind {loaded.kind}; secondary sinks are looked for in decoder language models."
         )
     net = loaded.model.eval()
     with bar(progress, "Planted models", planted + 1) as tick:

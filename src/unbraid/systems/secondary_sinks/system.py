@@ -54,6 +54,8 @@ class SecondarySinks(System):
         weak_: tokens of the attention-side test, per text.
         massive_: massive activations, per text.
         primary_mass_: texts x [L] mean attention of the common queries on the primary sink.
+        primary_norm_: texts x [L] norm of the first token; `median_norm_` of the median token; `sink_norm_` of the
+            longest-lived sink (None: there is none).
         heads_: `HeadScores`, mean attention of each head on the secondary sinks that its block reads; None without any.
         refused_: why texts without a primary sink were left out.
     """
@@ -106,6 +108,8 @@ class SecondarySinks(System):
         self.massive_: list[list[dict[str, Any]]] = []
         self.primary_mass_: list[list[float] | None] = []
         self.primary_norm_: list[list[float]] = []
+        self.median_norm_: list[list[float]] = []
+        self.sink_norm_: list[list[float] | None] = []
         self.refused_: list[str] = []
         self.heads_: HeadScores | None = None
         share = _Share(sites)
@@ -142,11 +146,13 @@ class SecondarySinks(System):
     def _one(self, model: nn.Module, number: int, ids: Tensor, share: _Share) -> None:
         profile, scores = measure(model, ids, self.candidates, self.attention)
         self.primary_norm_.append(profile.norm[:, 0, 0].tolist())
+        self.median_norm_.append(np.median(profile.norm[:, 0], axis=1).tolist())
         self.massive_.append(massive(profile))
         try:
             primary = primary_sink(profile, self.primary_ratio, self.drop)
         except UnbraidError as error:
             self.refused_.append(str(error))
+            self.sink_norm_.append(None)
             self.primary_.append(None)
             self.weak_.append([])
             self.primary_mass_.append(None)
@@ -156,6 +162,8 @@ class SecondarySinks(System):
             bounds=self.bounds, tokens=ids[0].cpu().numpy(), text=number,
         )  # fmt: skip
         self.primary_.append({**vars(primary)})
+        top = max(found, key=lambda s: (s.lifetime, s.write), default=None)
+        self.sink_norm_.append(None if top is None else profile.norm[:, 0, top.position].tolist())
         if scores is None:
             self.records_ += [s.to_dict() for s in found]
             self.weak_.append([])
