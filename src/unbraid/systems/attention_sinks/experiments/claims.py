@@ -27,6 +27,7 @@ class Findings:
         methods: what `compare` returned, or None.
         probes: what `probe` returned, or None.
         trained: further tables, from a study of trained variants.
+        positions: as many as the model was trained on, or None where its configuration does not say.
         read_back: pieces of an earlier run.
     """
 
@@ -39,6 +40,7 @@ class Findings:
     probes: dict[str, Any] | None = None
     trained: dict[str, Any] = field(default_factory=dict)
     read_back: int = 0
+    positions: int | None = None
 
 
 Found = dict[str, Any]
@@ -76,6 +78,13 @@ def window_explodes(f: Findings) -> Found:
     base, bad, good = late[label(None, f.cache)], late[plain][:n], late[most][:n]
     more, less = np.exp(bad - base), np.exp(good - base)
     far = len(f.streams[plain][0])
+    within = ""
+    if f.positions is not None and f.cache < f.positions < far:
+        near = {k: np.exp(np.mean([after_eviction(r[: f.positions], f.cache) for r in f.streams[k][:n]])) for k in late}
+        within = (
+            f" Up to token {f.positions}, beyond which the model was not trained and the full cache fails by itself: "
+        )
+        within += ", ".join(f"{name} {value:.4g}" for name, value in near.items()) + "."
     return {
         "measured": f"perplexity {np.exp(late[plain].mean()):.4g} without sinks, {np.exp(late[most].mean()):.4g} with "
         f"{max(f.sinks)}",
@@ -83,7 +92,7 @@ def window_explodes(f: Findings) -> Found:
         "holds": bool((more > EXPLODES).all() and (less < STAYS).all()),
         "note": f"Tokens {f.cache} to {far} of each stream; times the full cache's perplexity on the same streams: "
         f"{', '.join(f'{x:.3g}' for x in more)} without sinks, {', '.join(f'{x:.3g}' for x in less)} with; holds above "
-        f"{EXPLODES:g} and below {STAYS:g} on every stream.",
+        f"{EXPLODES:g} and below {STAYS:g} on every stream.{within}",
     }  # fmt: skip
 
 

@@ -140,10 +140,13 @@ def stream_rows(f: Findings) -> list[dict[str, Any]]:
     rows = []
     for name, losses in f.streams.items():
         late = [after_eviction(r, f.cache) for r in losses]
+        near = None
+        if f.positions is not None and f.cache < f.positions < len(losses[0]):
+            near = float(np.exp(np.mean([after_eviction(r[: f.positions], f.cache) for r in losses])))
         rows.append({
             "condition": name, "streams": len(losses), "tokens each": len(losses[0]) + 1,
             f"perplexity to token {f.cache}": float(np.exp(np.mean([np.mean(r[: f.cache]) for r in losses]))),
-            "perplexity after": float(np.exp(np.mean(late))),
+            f"after it, to token {f.positions}": near, "after it, all": float(np.exp(np.mean(late))),
             "lowest stream": float(np.exp(min(late))), "highest stream": float(np.exp(max(late))),
         })  # fmt: skip
     return rows
@@ -288,6 +291,12 @@ def remarks(f: Findings, params: dict[str, Any]) -> list[str]:
             f"The comparison reads {params['compare_tokens']} tokens in passes of {params['compare_chunk']}; every "
             "token of a pass sees the whole pass, and a cache evicts between passes. ZeroTuning chose on other texts: "
             f"{gammas}. Speed is tokens read per second there, choosing included."
+        )
+        out.append(
+            f"Evicting caches keep {params['budget']} tokens; H2O, A2SF and KeyDiff half of them as recent ones, SnapKV "
+            "32 as observers. DuoAttention ranks heads by how little they give to the first token, a stand-in for "
+            "its own optimised scores. A removed sink is replaced: hidden from every query, the first token is as good "
+            "as not there and the second takes over; the line after 64 tokens shows removal without that."
         )
         out += [f"{name} was left out: {why}" for name, why in f.methods["left out"].items()]
     if f.streams:

@@ -123,8 +123,14 @@ def study(given: dict[str, Any], trained: dict[str, Any]) -> Findings:
             step(1)
     return Findings(
         name, detection, streams, given["stream_cache"], tuple(given["stream_sinks"]), methods, probes, trained,
-        sum(s.read_back for s in stores),
+        sum(s.read_back for s in stores), trained_on(loaded[0]),
     )  # fmt: skip
+
+
+def trained_on(model: Any) -> int | None:
+    """Positions that a model was trained on, as its configuration says."""
+    known = model.config.get_text_config(decoder=True).to_dict().get("max_position_embeddings")
+    return int(known) if known else None
 
 
 def measured(loaded: tuple[Any, Any], given: dict[str, Any], label: str) -> SinkReport:
