@@ -2,8 +2,8 @@
 
     python -m benchmarks.empty_attach                  # writes results/benchmarks/empty_attach.json
 
-Fresh processes differ from one another by more than what is looked for here (up to a tenth at 512 tokens), so each pair of
-passes runs back to back in the same process, in alternating order; the ratio is taken within pairs.
+Fresh processes differ from one another by more than what is looked for here (up to a tenth at 512 tokens), so each pair
+of passes runs back to back in the same process, in alternating order; the ratio is taken within pairs.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def main() -> int:
             low, high = np.quantile(np.median(ratios[draws], axis=1), [0.025, 0.975])
             ratio = float(np.median(ratios))
             rows.append(
-                {"tokens": length, "pairs": len(pairs), "plain, s": statistics.median(a for a, _ in pairs), "ratio": ratio,
-                 "low": float(low), "high": float(high), "bar": BAR, "met": bool(ratio <= BAR)}
+                {"tokens": length, "pairs": len(pairs), "plain, s": statistics.median(a for a, _ in pairs),
+                 "ratio": ratio, "low": float(low), "high": float(high), "bar": BAR, "met": bool(ratio <= BAR)}
             )  # fmt: skip
             print(f"{length} tokens: {ratio:.3f} [{low:.3f}, {high:.3f}]", file=sys.stderr)
     show("An attach without taps", rows)
