@@ -19,6 +19,8 @@ NEAR = 0.010  # seconds by which our word starts may be worse than transformers'
 WARNS = 0.8  # AUROC from which a warning is worth having
 WORLD_TRUTH, WORLD_SHIFTED, WORLD_ABOVE_CHANCE = 0.6, 0.2, 0.2  # the sheet's assertions
 
+OTHERS = ("all heads", "learned weights", "norm-weighted", "encoder effects", "input effects")
+
 Found = dict[str, Any]
 
 
@@ -74,12 +76,18 @@ def encoder_output(f: Findings) -> Found:
     mean = bootstrap(v["h all"])
     sets = [k for k in ("h all", "h alignment heads", "h learned weights, held out") if k in v]
     best = max(bootstrap(v[k])[0] for k in sets)
+    clean = {
+        w: bootstrap(v[f"{w} all"])[0] / np.mean([e.cost[k]["reliability"] for e in f.explanations]) ** 0.5
+        for w, k in (("x", "input"), ("h", "encoder"))
+    }
     return {
         "measured": f"{mean[0]:.3f} [{mean[1]:.3f}, {mean[2]:.3f}], gap {gap:+.3f}", "n": len(v["h all"]),
         "comparator": f"with input saliency: {bootstrap(v['x all'])[0]:.3f}",
         "holds": bool(low > 0) if enough(v["h all"]) else None,
         "note": f"Mean gap [{low:+.3f}, {high:+.3f}] over utterances; holds when that is above 0. Best set of heads "
-        f"(alignment heads or learned weights, held out): {best:.3f}, next to the paper's .52-.75.",
+        f"(alignment heads or learned weights, held out): {best:.3f}, next to the paper's .52-.75. Corrected for the "
+        f"noise of the maps (divided by the root of their reliability): {clean['h']:.2f} with the encoder's output, "
+        f"{clean['x']:.2f} with the input.",
     }  # fmt: skip
 
 
@@ -157,7 +165,7 @@ def timestamps(f: Findings) -> Found:
     t = f.times.get("exact")
     if t is None or "transformers" not in t.errors:
         return {"note": "Not compared with transformers (--no-compare), or no clip with known word times."}
-    ours = next((n for n in ("alignment heads, full 30 s", "alignment heads", "all heads") if n in t.errors), "")
+    ours = next((n for n in ("alignment, 30 s", "alignment heads", "all heads") if n in t.errors), "")
     if not ours or not len(t.clip):
         return {"note": "No word was found by all sources."}
     a, b = t.errors[ours]["start"], t.errors["transformers"]["start"]
@@ -168,9 +176,10 @@ def timestamps(f: Findings) -> Found:
         "comparator": f'transformers return_timestamps="word": {1000 * b.mean():.0f} ms',
         "holds": bool(high <= NEAR) if len(clips) >= 3 else None,
         "note": f"Same {len(a)} words of {len(clips)} clips with exactly known times, {ours}, model on fused "
-        "attention; "
-        f"difference {1000 * gap:+.1f} ms [{1000 * low:+.1f}, {1000 * high:+.1f}] over clips; holds up to "
-        f"{1000 * NEAR:.0f} ms. transformers switches the whole model to eager attention for this.",
+        f"attention; difference {1000 * gap:+.1f} ms [{1000 * low:+.1f}, {1000 * high:+.1f}] over clips; holds up to "
+        f"{1000 * NEAR:.0f} ms. transformers switches the whole model to eager attention for this. "
+        "Other maps on the same words: "
+        + ", ".join(f"{n} {1000 * t.errors[n]['start'].mean():.0f}" for n in OTHERS if n in t.errors) + " ms.",
     }  # fmt: skip
 
 

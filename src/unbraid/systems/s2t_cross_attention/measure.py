@@ -135,17 +135,17 @@ def clip_times(explanations: Sequence[Explanation], number: int, full: Explanati
     if e.chosen is not None:
         out["alignment heads"] = e.word_times("alignment_heads")
     if full is not None and full.chosen is not None:
-        out["alignment heads, full 30 s"] = full.word_times("alignment_heads")
+        out["alignment, 30 s"] = full.word_times("alignment_heads")
     if e.saliency_h is not None:
-        out["encoder-output saliency"] = e.word_times("saliency_h")
-        out["encoder-output effects (regression)"] = e.word_times("effects_h")
+        out["encoder saliency"] = e.word_times("saliency_h")
+        out["encoder effects"] = e.word_times("effects_h")
         others = [o for i, o in enumerate(explanations) if i != number]
         if others:
             w = fit_head_weights([o.heads() for o in others], [o.saliency("h") for o in others])
             out["learned weights"] = e.word_times("weights", w)
     if e.saliency_x is not None:
         out["input saliency"] = e.word_times("saliency_x")
-        out["input effects (regression)"] = e.word_times("effects_x")
+        out["input effects"] = e.word_times("effects_x")
     if e.head_norms is not None:
         out["norm-weighted"] = e.word_times("norms")
     return out

@@ -31,8 +31,8 @@ def word_image(e: Explanation, number: int, true: Word | None = None) -> Image:
     picture = spectrum(e.grid)
     height, width = picture.shape[:2]
     if e.saliency_x is not None:
-        heat = normalise(e.saliency_x[rows].mean(0)[None], "minmax")[0].T[::-1]
-        picture = laid_over(picture, stretched(heat, height, width) ** 2, HOT)
+        heat = standing_out(e.saliency_x[rows].mean(0)).T[::-1]
+        picture = laid_over(picture, stretched(heat, height, width), HOT)
     strips = [picture]
     attention = aggregate(e.attention[:, :, rows][..., : e.valid]).mean(0)
     strips.append(strip(attention, width, COOL))
@@ -61,7 +61,7 @@ def matrix_image(e: Explanation) -> Image:
     tall = max(4, min(16, 240 // max(1, len(e.rows))))
     panels = []
     for x, colour in maps:
-        shade = stretched(normalise(x, "minmax"), len(x) * tall, WIDTH)
+        shade = stretched(np.stack([standing_out(row) for row in x]), len(x) * tall, WIDTH)
         panels += [shade[..., None] * colour, np.ones((4, WIDTH, 3))]
     words = " ".join(w.text for w in e.words)
     names = ["attention (blue)", "input saliency (orange)", "encoder-output saliency (green)"][: len(maps)]
@@ -70,6 +70,12 @@ def matrix_image(e: Explanation) -> Image:
         f"Maps of {e.name}: tokens of “{words}” downwards, {e.seconds:.1f} s to the right.",
         f"{e.name}: tokens against time", f"From top to bottom {', '.join(names)}; one row per token of “{words}”.",
     )  # fmt: skip
+
+
+def standing_out(x: np.ndarray) -> np.ndarray:
+    """0 up to the median, 1 from the highest percent on: a mean of few runs has a floor, and noise upon it."""
+    low, high = np.quantile(x, [0.5, 0.99])
+    return np.clip((x - low) / (high - low if high > low else 1.0), 0, 1)
 
 
 def spectrum(grid: np.ndarray) -> np.ndarray:

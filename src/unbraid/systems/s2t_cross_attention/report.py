@@ -108,8 +108,11 @@ def figures(f: Findings, pictures: int) -> list[Figure]:
 
 def showcase(f: Findings) -> list[int]:
     """Clips to show: one with known words first, then one recorded, then another."""
-    known = [i for i, c in enumerate(f.clips) if c.words and f.explanations[i].words]
-    others = [i for i, c in enumerate(f.clips) if not c.words and c.seconds <= 12 and f.explanations[i].words]
+    said = [i for i, e in enumerate(f.explanations) if e.words and f.clips[i].seconds <= 12]
+    errors = wer(f.clips, f.explanations)
+    said.sort(key=lambda i: errors[i] or 0.0)  # those that were understood are better to look at
+    known = [i for i in said if f.clips[i].timing == "exact"]
+    others = [i for i in said if f.clips[i].timing != "exact"]
     return [*known[:1], *others[:1], *known[1:2], *others[1:]]
 
 
@@ -129,14 +132,13 @@ def trust_text(e: Explanation) -> HtmlText:
 
 
 LEVELS = (
-    ("head", "mean single head"), ("best head", "best head of each utterance"),
-    ("head number", "mean over layers, by head"), ("layer", "mean layer"), ("all", "all heads averaged"),
-    ("alignment heads", "the model's alignment heads"), ("learned weights, held out", "learned weights, held out"),
-    ("norm-weighted, heads", "norm-weighted, heads averaged"),
-    ("norm-weighted, layers", "norm-weighted, heads of a layer joined"),
-    ("attention x gradient", "attention × gradient"), ("all, Spearman", "all heads, Spearman"),
-    ("all, without sinks", "all heads, without sink columns"),
-    ("all, uncropped", "all heads, padding columns kept"), ("all, effects", "all heads, effects by regression"),
+    ("head", "mean single head"), ("best head", "best head (per clip)"), ("head number", "layers averaged"),
+    ("layer", "mean layer"), ("all", "all heads"), ("alignment heads", "alignment heads"),
+    ("learned weights, held out", "learned weights"), ("norm-weighted, heads", "norm-weighted"),
+    ("norm-weighted, layers", "norms of layers"), ("attention x gradient", "attention × grad."),
+    ("all, Spearman", "all heads, Spearman"), ("all, without sinks", "all heads, without sink columns"),
+    ("all, uncropped", "all heads, padding columns kept"),
+    ("all, effects", "all heads, against effects by regression"),
 )  # fmt: skip
 
 
@@ -263,6 +265,7 @@ def time_bars(kind: str, t: Times) -> Bars:
         f"Error of word times (true times: {kind or 'given'})", [series], y_label="mean error of word starts, ms",
         horizontal=True,
         caption=f"{len(t.clip)} words of {len(set(t.clip))} clips, the same for all sources; intervals over words. "
+        "Effects are by regression on the same runs as saliency. "
         '“transformers” is its own return_timestamps="word", on eager attention; all others run on fused attention.',
     )  # fmt: skip
 
