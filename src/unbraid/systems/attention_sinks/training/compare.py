@@ -73,7 +73,8 @@ def _row(name: str, seed: int, setting: dict[str, Any], keep: Path | None) -> di
     tag = "-".join(f"{v:g}" if isinstance(v, float) else str(v) for v in setting.values())
     path = None if keep is None else Path(keep) / f"variant-{name}-{seed}-{tag}.json"
     if path is not None and path.is_file():
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return {k: v for k, v in data.items() if k != "setting"}
     began = time.perf_counter()
     _, measured = train_lm(name, seed=seed, progress=False, **setting, **SETTINGS.get(name, {}))
     seconds = time.perf_counter() - began

@@ -15,6 +15,7 @@ import numpy as np
 import typer
 
 from unbraid.core.claim import Claim, Table
+from unbraid.core.errors import UnbraidError
 from unbraid.core.figures import Bars, Figure, Scatter
 from unbraid.core.progress import bar
 from unbraid.core.result import Result
@@ -200,7 +201,11 @@ def main(
     Example: python -m unbraid.systems.attention_sinks.training.study --variants softmax1,softpick --size tiny
     """
     names = [v.strip() for v in variants.split(",") if v.strip()]
-    result = run_variants(names, seeds, size, steps, batch, length, lr, toy_seeds, keep, seed)
+    try:
+        result = run_variants(names, seeds, size, steps, batch, length, lr, toy_seeds, keep, seed)
+    except UnbraidError as error:
+        typer.echo(f"unbraid: {error}", err=True)
+        raise typer.Exit(2) from None
     print(result.summary())
     print(result.save(out))
 
