@@ -51,10 +51,7 @@ def compare(
     Raises:
         UnbraidError: an unknown variant, or no seed.
     """
-    names = list(dict.fromkeys([CONTROL, *(variants or [*VARIANTS, REGISTERS])]))
-    unknown = [n for n in names if n not in VARIANTS and n != REGISTERS]
-    if unknown:
-        raise UnbraidError(f"There is no attention variant {unknown[0]!r}; known: {', '.join([*VARIANTS, REGISTERS])}.")
+    names = names_of(variants)
     if not seeds or steps < 1 or length < 8 or batch < 1:
         raise UnbraidError(
             f"seeds={list(seeds)}, steps={steps}, length={length}, batch={batch}: give a seed, 1 step, 8 tokens."
@@ -67,6 +64,19 @@ def compare(
             if on_row is not None:
                 on_row(rows[-1])
     return rows
+
+
+def names_of(variants: Sequence[str] | None) -> list[str]:
+    """The variants to compare, the control first; all where none is named.
+
+    Raises:
+        UnbraidError: an unknown variant.
+    """
+    names = list(dict.fromkeys([CONTROL, *(variants or [*VARIANTS, REGISTERS])]))
+    unknown = [n for n in names if n not in VARIANTS and n != REGISTERS]
+    if unknown:
+        raise UnbraidError(f"There is no attention variant {unknown[0]!r}; known: {', '.join([*VARIANTS, REGISTERS])}.")
+    return names
 
 
 def _row(name: str, seed: int, setting: dict[str, Any], keep: Path | None) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from unbraid.core.progress import bar
 from unbraid.core.result import Result
 from unbraid.core.series import Series
 from unbraid.systems.attention_sinks import CARD
-from unbraid.systems.attention_sinks.training.compare import CONTROL, compare, summary
+from unbraid.systems.attention_sinks.training.compare import CONTROL, compare, names_of, summary
 from unbraid.systems.attention_sinks.training.lm import WIDTHS
 from unbraid.systems.attention_sinks.training.toy import train_toy
-from unbraid.systems.attention_sinks.variants.catalogue import REGISTERS, VARIANTS, describe_variants
+from unbraid.systems.attention_sinks.variants.catalogue import REGISTERS, describe_variants
 
 SINK = 0.1  # first-token share of the control below which there is no sink to remove
 
@@ -61,7 +61,7 @@ def run_variants(
         Tables of variants, of the toy and of the language models, figures, and claims.
     """
     given, start = dict(locals()), time.perf_counter()
-    names = list(dict.fromkeys([CONTROL, *(variants or [*VARIANTS, REGISTERS])]))
+    names = names_of(variants)
     toys = []
     with bar(progress, "Toys", toy_seeds * len(names)) as tick:
         for name in [n for n in names if n != REGISTERS]:
@@ -206,7 +206,7 @@ def main(
     except UnbraidError as error:
         typer.echo(f"unbraid: {error}", err=True)
         raise typer.Exit(2) from None
-    print(result.summary())
+    result.summary()
     print(result.save(out))
 
 
