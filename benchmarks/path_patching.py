@@ -181,11 +181,11 @@ class Race:
         """Question (b) on the senders that TransformerLens was timed on, and on one sender of every layer."""
         senders = [(self.sites[-2], h) for h in heads]
         edges = self.like_lens.edges(("q",), False, senders, [(self.sites[-1], h) for h in range(9)], self.every)
-        layers = range(0, len(self.sites) - 1, 4)
+        layers = range(0, len(self.sites) - 1, 8)
         start = time.perf_counter()
         some = self.like_lens.edges(
             ("q",), False, [(self.sites[i], heads[0]) for i in layers],
-            [(self.sites[i], heads[-1]) for i in range(0, len(self.sites), 3)], self.every,
+            [(self.sites[i], heads[-1]) for i in range(0, len(self.sites), 5)], self.every,
             progress("ours, all tokens"),
         )  # fmt: skip
         seconds = (time.perf_counter() - start) / len(some)

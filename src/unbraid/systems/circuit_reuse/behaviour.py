@@ -168,7 +168,13 @@ def roles(
 
 
 def downstream(
-    model: nn.Module, prompts: PromptSet, movers: HeadSet, importance: HeadScores, edits: Taps, batch: int = 25
+    model: nn.Module,
+    prompts: PromptSet,
+    movers: HeadSet,
+    importance: HeadScores,
+    edits: Taps,
+    batch: int = 25,
+    ranked: HeadSet | None = None,
 ) -> dict[str, Any]:
     """What the repair does to movers: their attention to right and wrong colours, and their direct logit attribution.
 
@@ -179,6 +185,7 @@ def downstream(
         importance: of the first stage, to rank gains against.
         edits: the repair.
         batch: prompts per forward.
+        ranked: heads whose gains are ranked against their importance; None for `movers`.
 
     Returns:
         Attention before and after per place, attribution before and after per head, Spearman's rho and its p.
@@ -195,8 +202,9 @@ def downstream(
     gains = _attributions(model, prompts, edits, batch) - _attributions(model, prompts, None, batch)
     flat = list(importance)
     values = np.array([importance[h] for h in flat])
-    pick = [flat.index(h) for h in movers]
-    out["gain"] = {importance.label(flat[i]): float(gains[i]) for i in pick}
+    out["gain"] = {importance.label(h): float(gains[flat.index(h)]) for h in movers}
+    pick = [flat.index(h) for h in (movers if ranked is None else ranked)]
+    out["ranked"] = len(pick)
     rho, p = stats.spearmanr(values[pick], gains[pick]) if len(pick) > 3 else (float("nan"), float("nan"))
     out |= {"spearman": float(rho), "p": float(p)}
     return out

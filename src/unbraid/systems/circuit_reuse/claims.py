@@ -31,6 +31,14 @@ def shared(f: Findings, seed: int) -> Claim:
     """The overlap of the two circuits against both nulls."""
     found = [overlap(a.heads, b.heads, shape_of(a)) for a, b in f.pairs]
     bounds = [bootstrap_overlap(a, b, seed=seed + i) for i, (a, b) in enumerate(f.pairs)]
+    again = [
+        f"{old.task} {old.heads.overlap(new.heads):.0%}"
+        for pair in f.pairs[1:]
+        for old, new in zip(f.pairs[0], pair, strict=True)
+    ]
+    ceiling = (
+        f" The same task on other prompts shares: {', '.join(again)}; the search itself is that noisy." if again else ""
+    )
     sizes = "; ".join(f"{o.shared} of {o.union} (p {o.p:.2g}, in layers {o.p_by_layer:.2g})" for o in found)
     return make(
         "overlap",
@@ -42,7 +50,7 @@ def shared(f: Findings, seed: int) -> Claim:
         note=f"Jaccard index per seed: {sizes}. Comparator: random sets of these sizes; with as many heads in each "
         f"layer {np.mean([o.expected_by_layer for o in found]):.3f}. Holds if in every seed more than half are shared "
         "(mostly the same heads), p < .01 against any heads and p < .05 against heads of the same layers. Interval: "
-        "bootstrap over prompts, receivers of later stages as found.",
+        f"bootstrap over prompts, receivers of later stages as found.{ceiling}",
     )
 
 
@@ -71,7 +79,7 @@ def mended(f: Findings) -> list[Claim]:
     """Repair, its trace in the movers, and the rank correlation."""
     done = f.repairs.get("the four heads")
     if done is None:
-        return [make(n, note="a circuit ended after one stage") for n in ("repair", "downstream", "rank")]
+        return [make(n, note="a circuit ended after one stage") for n in ("repair", "harmless", "downstream", "rank")]
     after, before = done.after["all"].share(), done.before.share()
     mean, low, high = done.spread()
     parts = ", ".join(f"{n} {a.share()[0]:.1%}" for n, a in done.after.items() if n != "all")
@@ -82,15 +90,24 @@ def mended(f: Findings) -> list[Claim]:
         measured=after[0],
         interval=after[1:],
         comparator=f"{before[0]:.1%} without; {mean:.1%} ({low:.1%} to {high:.1%}) with random heads",
-        holds=after[0] > before[0] and after[0] > high and done.new_mistakes() == 0,
+        holds=after[0] > before[0] and after[0] > high,
         n=len(done.before.top1),
-        note=f"{parts}; {done.new_mistakes()} new mistakes; {len(done.random)} random draws from the same layers, none "
-        f"of them among the four. Among the three colours: {done.before.share('best')[0]:.1%} to "
-        f"{done.after['all'].share('best')[0]:.1%}. Holds if it beats the model as it is and "
-        "every draw, without a new mistake. The intervention is told "
-        f"which colours are wrong, and so are the random heads.{again}",
+        note=f"{parts}; {len(done.random)} random draws from the same layers, none of them among the four. Among the "
+        f"three colours: {done.before.share('best')[0]:.1%} to {done.after['all'].share('best')[0]:.1%}. Holds if it "
+        "beats the model as it is and every draw. The intervention is told which colours are wrong, and so are the "
+        f"random heads.{again}",
     )
-    return [repair, *_traced(f)]
+    right = int(done.before.top1.sum())
+    worse = [int((done.before.top1 & ~a.top1).sum()) for a in done.random]
+    harmless = make(
+        "harmless",
+        measured=done.new_mistakes(),
+        comparator=f"{np.mean(worse):.1f} ({min(worse)} to {max(worse)}) with random heads",
+        holds=done.new_mistakes() == 0 if right else None,
+        n=right or None,
+        note=f"of {right} prompts that were right before (top-1); among the three colours {done.new_mistakes('best')}.",
+    )
+    return [repair, harmless, *_traced(f)]
 
 
 def _traced(f: Findings) -> list[Claim]:
@@ -108,15 +125,15 @@ def _traced(f: Findings) -> list[Claim]:
         f"attribution (answer minus distractor) changes by {gain:+.3f} per mover. n: movers. Holds if both intervals "
         "leave out zero, with the paper's signs.",
     )
-    if not np.isfinite(m["spearman"]):
-        return [down, make("rank", note=f"{m['movers']} movers are too few for a rank correlation")]
+    if m["ranked"] < 6 or not np.isfinite(m["spearman"]):  # with four or five no order could reach p < .05
+        return [down, make("rank", note=f"{m['ranked']} movers are too few for a rank correlation")]
     rank = make(
         "rank",
         measured=m["spearman"],
         comparator=0.0,
         holds=m["spearman"] > 0 and m["p"] < 0.05,
-        n=m["movers"],
-        note=f"p = {m['p']:.3g}; n: movers of the second task.",
+        n=m["ranked"],
+        note=f"p = {m['p']:.3g}; n: heads that help the answer among the top 5 % of the first stage.",
     )
     return [down, rank]
 

@@ -128,7 +128,7 @@ def repair_bars(f: Findings) -> list[Figure]:
         return []
     bars = [("the model as it is", done.before.share())]
     bars += [("the four heads" if n == "all" else n, a.share()) for n, a in done.after.items()]
-    bars.append((f"four random heads ({len(done.random)} draws)", done.spread()))
+    bars.append((f"random heads ({len(done.random)}x)", done.spread()))
     if f.gathered is not None:
         bars.append(("gatherers blocked", f.gathered[1].share()))
         spread = [a.share()[0] for a in f.gathered[2]]

@@ -243,7 +243,9 @@ def intervene(
     f.gathered = (gatherers, blocked, random)
     movers, _ = second.movers()
     edits = lambda group: [attend_to(heads, [test[i].places["wrong"] for i in group])]  # noqa: E731
-    f.moved = behaviour.downstream(f.model, test, movers, second.found[0].scores, edits, batch)
+    before = second.found[0].scores
+    helping = HeadSet(h for h in second.found[0].top(0.05, second.floor) if before[h] > 0)
+    f.moved = behaviour.downstream(f.model, test, movers, before, edits, batch, helping)
     watched = movers if len(movers) else second.found[0].kept
     seen = behaviour.example(f.model, test[0], watched, attend_to(heads, [test[0].places["wrong"]]))
     f.example = {**seen, "ids": test[0].clean}
