@@ -202,6 +202,9 @@ def test_attention_times_gradient_by_finite_differences():
         assert got == pytest.approx(max(want, 0.0), abs=2e-5, rel=2e-2)
         checked += want > 1e-5
     assert checked
+    with torch.no_grad():
+        again = capture(listener, states, IDS, gradients=True)
+    torch.testing.assert_close(again.gradients, found.gradients)
 
 
 def test_rows_can_be_streamed_while_generating():
@@ -994,7 +997,7 @@ def test_the_study_runs_and_goes_on(tmp_path):
     options = {
         "model": str(tmp_path / "model"), "recordings": ("none",), "spoken": 3, "masks": 16, "encoder_masks": 16,
         "granularities": (20, 40), "widths": (4, 8), "beams": 1, "deletion_clips": 1, "deletion_step": 0.5,
-        "compare": False, "world_seeds": 0, "pictures": 1, "batch_size": 8, "keep": tmp_path / "kept",
+        "compare": False, "context_masks": 4, "world_seeds": 0, "pictures": 1, "batch_size": 8, "keep": tmp_path / "kept",
     }  # fmt: skip
     first = run(**options)
     assert [c.name for c in first.claims][:3] == ["half", "encoder-output", "aggregation"]

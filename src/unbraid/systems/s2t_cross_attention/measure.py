@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from unbraid.core.errors import UnbraidError
 from unbraid.data.speech.clips import Clip, Word
@@ -307,7 +306,6 @@ def wer(clips: Sequence[Clip], explanations: Sequence[Explanation]) -> list[floa
     ]
 
 
-@torch.no_grad()
 def contexts(
     system: SpeechCrossAttention, model: Any, processor: Any, clip: Clip, fitted: Explanation, store: Store,
     on_runs: Callable[[int], None] | None,
@@ -326,6 +324,8 @@ def contexts(
         "mean log-probability, full": float(e.log_probs[e.rows].mean()),
         "mean log-probability, fitted": float(fitted.log_probs[fitted.rows].mean()),
         "sink mass and padding, full": e.sink_mass(),
+        "runs of the input, full": float(e.cost["input"]["runs"]),
+        "runs of the input, fitted": float(fitted.cost["input"]["runs"]),
     }
     for which in ("x", "h"):
         s = e.saliency(which, system.pool)

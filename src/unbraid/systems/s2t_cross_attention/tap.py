@@ -150,13 +150,13 @@ def capture(
     source = states.detach().clone().requires_grad_(gradients)
     with torch.set_grad_enabled(gradients), attach(listener.model, tap) as session:
         logits = listener.logits(source, inputs)[0, rows.start : rows.stop]
+        scores = logits.float().log_softmax(-1)[torch.arange(len(ids)), tokens]
     if not tap.maps:
         raise UnbraidError(
             f"{type(listener.model).__name__} has no cross-attention: its decoder never looks at the encoder's states; "
             "give an encoder-decoder speech model such as WhisperForConditionalGeneration."
         )
     sites = [name for name in session.sites if name in tap.maps]
-    scores = logits.float().log_softmax(-1)[torch.arange(len(ids)), tokens]
     found = Captured(sites, stacked(tap.maps, sites), scores.detach().cpu(), report=session.report())
     if norms:
         found.head_norms = torch.stack([tap.head_norms[s] for s in sites]).cpu()
