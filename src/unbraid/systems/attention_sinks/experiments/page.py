@@ -293,7 +293,7 @@ def remarks(f: Findings, params: dict[str, Any]) -> list[str]:
             f"{gammas}. Speed is tokens read per second there, choosing included."
         )
         out.append(
-            f"Evicting caches keep {params['budget']} tokens; H2O, A2SF and KeyDiff half of them as recent ones, SnapKV "
+            f"Evicting caches keep {params['budget']} tokens; H2O, A2SF and KeyDiff half as recent ones, SnapKV "
             "32 as observers. DuoAttention ranks heads by how little they give to the first token, a stand-in for "
             "its own optimised scores. A removed sink is replaced: hidden from every query, the first token is as good "
             "as not there and the second takes over; the line after 64 tokens shows removal without that."
