@@ -99,6 +99,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
+    given.runs = -(-given.runs // given.batch) * given.batch  # whole batches, so that both make the same masks
     torch.set_num_threads(given.threads)
     loaded = zoo.load(given.model)
     clip = spoken(1)[0]

@@ -19,7 +19,7 @@ NEAR = 0.010  # seconds by which our word starts may be worse than transformers'
 WARNS = 0.8  # AUROC from which a warning is worth having
 WORLD_TRUTH, WORLD_SHIFTED, WORLD_ABOVE_CHANCE = 0.6, 0.2, 0.2  # the sheet's assertions
 
-OTHERS = ("all heads", "learned weights", "norm-weighted", "encoder effects", "input effects")
+OTHERS = ("all heads", "learned weights", "encoder effects", "input effects")
 
 Found = dict[str, Any]
 

@@ -145,8 +145,6 @@ def clip_times(explanations: Sequence[Explanation], number: int, full: Explanati
     if e.saliency_x is not None:
         out["input saliency"] = e.word_times("saliency_x")
         out["input effects"] = e.word_times("effects_x")
-    if e.head_norms is not None:
-        out["norm-weighted"] = e.word_times("norms")
     return out
 
 

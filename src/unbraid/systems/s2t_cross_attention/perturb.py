@@ -33,7 +33,7 @@ class Plan:
     """How to perturb.
 
     Attributes:
-        masks: runs at the most.
+        masks: runs at the most, rounded up to whole batches.
         scorer: "kl" (divergence of the whole distribution) or "probability" (fall of the token's own).
         estimator: what `tolerance` is measured with: "mean" (SPES) or "regression" (KernelSHAP weights).
         fill: value of an occluded bin of the input: "zero", the utterance's "mean" per frequency or its "min", or
