@@ -205,8 +205,8 @@ def level_bars(f: Findings) -> Bars:
         "Agreement of cross-attention with saliency",
         series,
         y_label="correlation",
-        caption=f"Means over {len(f.clips)} utterances with 95 % intervals. Layers averaged: head by head, then the mean. "
-        "Learned weights: tried on clips that they were not learned on. Norms of layers: all heads of a layer together. "
+        caption=f"Means over {len(f.clips)} utterances, 95 % intervals. Layers averaged: head by head, then the mean. "
+        "Learned weights: tried on clips that they were not learned on. Norms of layers: all heads of one together. "
         "Dashed: range of the paper's best case, .52-.75.",
         horizontal=True,
         references=PAPER_HALF,
