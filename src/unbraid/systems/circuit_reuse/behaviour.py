@@ -174,7 +174,6 @@ def downstream(
     importance: HeadScores,
     edits: Taps,
     batch: int = 25,
-    ranked: HeadSet | None = None,
 ) -> dict[str, Any]:
     """What the repair does to movers: their attention to right and wrong colours, and their direct logit attribution.
 
@@ -182,14 +181,15 @@ def downstream(
         model: a decoder language model.
         prompts: of the repaired task.
         movers: heads to watch.
-        importance: of the first stage, to rank gains against.
+        importance: any table of the model's heads, which names them.
         edits: the repair.
         batch: prompts per forward.
-        ranked: heads whose gains are ranked against their importance; None for `movers`.
 
     Returns:
-        Attention before and after per place, attribution before and after per head, Spearman's rho and its p.
+        Attention before and its change per place, and the gain in attribution (answer minus distractor) of every head.
     """
+    if not len(movers):
+        return {"movers": 0}
     before, after = looks(model, prompts, None, batch), looks(model, prompts, edits, batch)
     sites = importance.sites
     at = [(sites.index(site), head) for site, head in movers]
@@ -200,14 +200,18 @@ def downstream(
         out[f"{name} interval"] = mean_interval(change)
         out[f"{name} before"] = float(np.mean([before[name][:, i, h].mean() for i, h in at]))
     gains = _attributions(model, prompts, edits, batch) - _attributions(model, prompts, None, batch)
-    flat = list(importance)
-    values = np.array([importance[h] for h in flat])
-    out["gain"] = {importance.label(h): float(gains[flat.index(h)]) for h in movers}
-    pick = [flat.index(h) for h in (movers if ranked is None else ranked)]
-    out["ranked"] = len(pick)
-    rho, p = stats.spearmanr(values[pick], gains[pick]) if len(pick) > 3 else (float("nan"), float("nan"))
-    out |= {"spearman": float(rho), "p": float(p)}
+    parts = np.split(gains, np.cumsum([len(v) for v in importance.scores.values()])[:-1])
+    out["gains"] = HeadScores(dict(zip(sites, parts, strict=True)), "gain in attribution")
+    out["mean gain"] = float(np.mean([out["gains"][h] for h in movers]))
     return out
+
+
+def rank(gains: HeadScores, importance: HeadScores, heads: HeadSet) -> tuple[float, float, int]:
+    """(Spearman's rho of gain and importance over heads, its p, number of heads); NaN for fewer than four."""
+    if len(heads) < 4:
+        return float("nan"), float("nan"), len(heads)
+    rho, p = stats.spearmanr([importance[h] for h in heads], [gains[h] for h in heads])
+    return float(rho), float(p), len(heads)
 
 
 def _attributions(model: nn.Module, prompts: PromptSet, edits: Taps | None, batch: int) -> np.ndarray:

@@ -243,12 +243,23 @@ def intervene(
     f.gathered = (gatherers, blocked, random)
     movers, _ = second.movers()
     edits = lambda group: [attend_to(heads, [test[i].places["wrong"] for i in group])]  # noqa: E731
-    before = second.found[0].scores
-    helping = HeadSet(h for h in second.found[0].top(0.05, second.floor) if before[h] > 0)
-    f.moved = behaviour.downstream(f.model, test, movers, before, edits, batch, helping)
+    f.moved = behaviour.downstream(f.model, test, movers, second.found[0].scores, edits, batch)
+    if f.moved["movers"]:
+        for share in (0.02, 0.05):
+            f.moved[f"ranks {share}"] = [
+                behaviour.rank(f.moved["gains"], c.found[0].scores, helping(c, share)) for _, c in f.pairs
+            ]
     watched = movers if len(movers) else second.found[0].kept
     seen = behaviour.example(f.model, test[0], watched, attend_to(heads, [test[0].places["wrong"]]))
     f.example = {**seen, "ids": test[0].clean}
+
+
+def helping(c: Circuit, share: float) -> HeadSet:
+    """Heads that help the answer among a share of the strongest of the first stage."""
+    from unbraid.core.heads import HeadSet
+
+    scores = c.found[0].scores
+    return HeadSet(h for h in c.found[0].top(share, c.floor) if scores[h] > 0)
 
 
 def describe(
