@@ -180,7 +180,8 @@ def attention_gradient(tap: CrossAttention, sites: list[str], scores: Tensor, ro
     The gradient towards attention alpha[i, j] is that towards the head's output at row i, times the value at j.
     """
     outputs = [tap.outputs[s] for s in sites]
-    towards = torch.autograd.grad(scores.sum(), outputs)
+    with torch.enable_grad():
+        towards = torch.autograd.grad(scores.sum(), outputs)
     parts = []
     for site, g in zip(sites, towards, strict=True):
         slope = torch.einsum("hiv,hjv->hij", g[0, :, rows.start : rows.stop].float(), tap.values[site][0].float())
