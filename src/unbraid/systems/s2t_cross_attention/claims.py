@@ -76,10 +76,10 @@ def encoder_output(f: Findings) -> Found:
     mean = bootstrap(v["h all"])
     sets = [k for k in ("h all", "h alignment heads", "h learned weights, held out") if k in v]
     best = max(bootstrap(v[k])[0] for k in sets)
-    clean = {
-        w: bootstrap(v[f"{w} all"])[0] / np.mean([e.cost[k]["reliability"] for e in f.explanations]) ** 0.5
-        for w, k in (("x", "input"), ("h", "encoder"))
+    noise = {
+        w: np.mean([e.cost[k]["reliability"] for e in f.explanations]) for w, k in (("x", "input"), ("h", "encoder"))
     }
+    clean = {w: bootstrap(v[f"{w} all"])[0] / r**0.5 if r > 0 else float("nan") for w, r in noise.items()}
     return {
         "measured": f"{mean[0]:.3f} [{mean[1]:.3f}, {mean[2]:.3f}], gap {gap:+.3f}", "n": len(v["h all"]),
         "comparator": f"with input saliency: {bootstrap(v['x all'])[0]:.3f}",
