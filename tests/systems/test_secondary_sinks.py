@@ -103,7 +103,7 @@ def test_the_stages_of_the_mlp_turn_towards_the_primary_sink_at_its_end(world, f
     position, p = max(world.plants.items(), key=lambda x: x[1].norm)
     stages = mlp_stages(world.model, world.input_ids, p.create, [position], 0, [20, 21, 22])
     assert set(stages.names[:5]) == {"input", "gate_proj", "up_proj", "act_fn", "hidden"}
-    assert stages.names[5:] == ["output", "output, primary's stream"]
+    assert stages.names[5:] == ["output", "written, primary's stream"]
     assert stages.sinks[-1, 0] > 0.99
     assert np.abs(stages.sinks[0]).max() < 0.9
     assert stages.controls.shape == (len(stages.names), 3)
@@ -341,3 +341,21 @@ def test_a_small_study_on_a_real_model_has_claims_tables_and_a_page(tmp_path):
     assert {c.name for c in result.claims} == {c.name for c in ss.CARD.claims}
     assert result.tables["sources"].rows
     assert "secondary" in result.to_html(tmp_path / "page.html") or (tmp_path / "page.html").is_file()
+
+
+def test_what_a_norm_after_the_mlp_leaves_is_what_is_compared_with_the_stream():
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, vocab_size=64, pad_token_id=0,
+    )  # fmt: skip
+    model = Gemma3ForCausalLM(config).eval()
+    with torch.no_grad():
+        dict(blocks(model)[1].norms)["post_feedforward_layernorm"].weight.normal_()
+    ids = torch.randint(1, 64, (1, 12))
+    seen = capture(model, ids, [1])[1]
+    profile, _ = measure(model, ids, 2, attention=False)
+    np.testing.assert_allclose(seen["written"].norm(dim=-1), profile.write_norm[1, 0], rtol=1e-5)
+    stages = mlp_stages(model, ids, 1, [5], 0)
+    wanted = profile.write_along[1, 0, 0, 5] / profile.write_norm[1, 0, 5]
+    assert stages.sinks[-1, 0] == pytest.approx(wanted, abs=1e-5)

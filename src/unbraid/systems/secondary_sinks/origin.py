@@ -27,8 +27,9 @@ class Stages:
     Attributes:
         layer: the block.
         names: of the points, in order of execution: "input", the MLP's own modules, "hidden" (input of the last
-            projection), "output", all compared with the primary sink at the same point; and "output, primary's stream",
-            the output compared with the primary sink's residual stream after the block.
+            projection), "output" and, where a norm stands between the MLP and the stream, "written", all compared with
+            the primary sink at the same point; and "written, primary's stream": what joins the stream, compared with the
+            primary sink's residual stream after the block.
         sinks: [points, sinks] cosines.
         controls: [points, controls] cosines of other occurrences of the same tokens.
     """
@@ -59,7 +60,7 @@ def mlp_stages(
     """
     seen = capture(model, input_ids, [layer])[layer]
     pairs = {name: (x, x[primary]) for name, x in seen.items() if name != STREAM}
-    pairs[f"output, primary's {STREAM}"] = (seen["output"], seen[STREAM][primary])
+    pairs[f"written, primary's {STREAM}"] = (seen.get("written", seen["output"]), seen[STREAM][primary])
     names = list(pairs)
 
     def cosines(at: Sequence[int]) -> np.ndarray:
@@ -97,6 +98,7 @@ def capture(model: nn.Module, input_ids: Tensor, layers: Sequence[int]) -> dict[
     """
     stack = blocks(model)
     kept: dict[int, dict[str, Tensor]] = {}
+    raw: dict[int, Tensor] = {}
     after: dict[nn.Module, Any] = {}
     before: dict[nn.Module, Any] = {}
     for layer in layers:
@@ -109,7 +111,8 @@ def capture(model: nn.Module, input_ids: Tensor, layers: Sequence[int]) -> dict[
                 after[module] = _result(store, name)
         if down is not None:
             before[down] = _first(store, "hidden")
-        after[mlp] = _result(store, "output")
+        after[mlp] = [_result(store, "output"), _raw(raw, layer)]
+        after |= {m: _written(store, raw, layer) for _, m in stack[layer].norms if m not in after}
         after[stack[layer].module] = _result(store, STREAM)
     with listening(after, before), torch.no_grad():
         model(**lean_inputs(model, input_ids))
@@ -143,6 +146,8 @@ def top_neurons(
         primary: position of the primary sink.
         count: how many.
 
+    A norm after the MLP (Gemma) is left out of account.
+
     Returns:
         Rows: neuron, contribution (units of the stream), share of the whole, and its activation.
     """
@@ -173,6 +178,23 @@ def _flat(x: Any) -> Tensor:
 def _first(store: dict[str, Tensor], name: str) -> Callable[..., None]:
     def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         store[name] = _flat(args[0] if args else kwargs["hidden_states"])
+
+    return take
+
+
+def _raw(raw: dict[int, Tensor], layer: int) -> Callable[..., None]:
+    def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        raw[layer] = residual(output)
+
+    return take
+
+
+def _written(store: dict[str, Tensor], raw: dict[int, Tensor], layer: int) -> Callable[..., None]:
+    """After a norm: whether it took what the MLP wrote (Gemma, OLMo 2)."""
+
+    def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if args and args[0] is raw.get(layer):
+            store["written"] = _flat(output)
 
     return take
 
