@@ -941,7 +941,7 @@ def test_sound_files(tmp_path, monkeypatch):
     with pytest.raises(UnbraidError, match="audio"):
         speech.read_audio(tmp_path / "a.flac")
     (tmp_path / "empty.wav").write_bytes(encode_wav(np.zeros(0), 8000))
-    with pytest.raises(UnbraidError, match="empty.wav has length zero"):
+    with pytest.raises(UnbraidError, match="has length zero"):
         speech.read_audio(tmp_path / "empty.wav")
     assert speech.check_audio(np.full((2, 2000), 16384, np.int16)).tolist() == [0.5] * 2000
     with pytest.raises(UnbraidError, match="positive number"):
@@ -997,7 +997,8 @@ def test_the_study_runs_and_goes_on(tmp_path):
     options = {
         "model": str(tmp_path / "model"), "recordings": ("none",), "spoken": 3, "masks": 16, "encoder_masks": 16,
         "granularities": (20, 40), "widths": (4, 8), "beams": 1, "deletion_clips": 1, "deletion_step": 0.5,
-        "compare": False, "context_masks": 4, "world_seeds": 0, "pictures": 1, "batch_size": 8, "keep": tmp_path / "kept",
+        "compare": False,
+        "context_masks": 4, "world_seeds": 0, "pictures": 1, "batch_size": 8, "keep": tmp_path / "kept",
     }  # fmt: skip
     first = run(**options)
     assert [c.name for c in first.claims][:3] == ["half", "encoder-output", "aggregation"]
