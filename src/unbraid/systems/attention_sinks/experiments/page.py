@@ -140,13 +140,14 @@ def stream_rows(f: Findings) -> list[dict[str, Any]]:
     rows = []
     for name, losses in f.streams.items():
         late = [after_eviction(r, f.cache) for r in losses]
-        near = None
+        near = {}
         if f.positions is not None and f.cache < f.positions < len(losses[0]):
-            near = float(np.exp(np.mean([after_eviction(r[: f.positions], f.cache) for r in losses])))
+            mean = np.mean([after_eviction(r[: f.positions], f.cache) for r in losses])
+            near = {f"after it, to token {f.positions}": float(np.exp(mean))}
         rows.append({
             "condition": name, "streams": len(losses), "tokens each": len(losses[0]) + 1,
             f"perplexity to token {f.cache}": float(np.exp(np.mean([np.mean(r[: f.cache]) for r in losses]))),
-            f"after it, to token {f.positions}": near, "after it, all": float(np.exp(np.mean(late))),
+            **near, "after it, all": float(np.exp(np.mean(late))),
             "lowest stream": float(np.exp(min(late))), "highest stream": float(np.exp(max(late))),
         })  # fmt: skip
     return rows
