@@ -140,7 +140,8 @@ def ranked(m: dict[str, Any]) -> Claim:
         holds=all(rho > 0 and p < 0.05 for rho, p, _ in found) if tested else None,
         n=len(found),
         note=f"Per seed of the prompts that importance comes from: {said}, over heads that help the answer among the "
-        f"top 5 % of the first stage; among the top 2 %, too few to decide: {least}. Holds if positive with p < .05 in each.",
+        f"top 5 % of the first stage; among the top 2 %, too few to decide: {least}. Holds if "
+        "positive with p < .05 in each.",
     )
 
 
