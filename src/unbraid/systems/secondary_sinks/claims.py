@@ -95,11 +95,12 @@ def mlp_origin(f: Found) -> dict[str, Any]:
     control = np.concatenate([s.controls[-1] for s in stages])
     measured = float(np.median(np.abs(out)))
     low, high = _median_interval(np.abs(out), f.seed)
-    base = float(np.median(np.abs(control))) if control.size else None
+    base = float(np.median(control)) if control.size else None
     return {
         "measured": measured,
         "comparator": "no other occurrence" if base is None else f"{base:.2f} for the same tokens elsewhere",
-        "holds": measured > ALIGNED and float(np.median(np.abs(inside))) < measured, "interval": (low, high),
+        "holds": measured > max(ALIGNED, 0.0 if base is None else base, float(np.median(np.abs(inside)))),
+        "interval": (low, high),
         "n": len(out),
         "note": "median |cosine| of the MLP's output with the primary sink's residual stream; its input's with the "
         f"primary sink's input is {np.median(np.abs(inside)):.2f}; holds when the output is above {ALIGNED} and "

@@ -27,9 +27,9 @@ class Stages:
     Attributes:
         layer: the block.
         names: of the points, in order of execution: "input", the MLP's own modules, "hidden" (input of the last
-            projection), "output" and, where a norm stands between the MLP and the stream, "written", all compared with
-            the primary sink at the same point; and "written, primary's stream": what joins the stream, compared with the
-            primary sink's residual stream after the block.
+            projection), "output" and, where a norm stands between the MLP and the stream, "written", all compared
+            with the primary sink at the same point; and "written, primary's stream": what joins the stream, compared
+            with the primary sink's residual stream after the block.
         sinks: [points, sinks] cosines.
         controls: [points, controls] cosines of other occurrences of the same tokens.
     """
