@@ -68,6 +68,18 @@ studies: $(VENV)/.dev
 	@$(BIN)/unbraid run retrieval_heads --lengths 512,1024,2048,4096 --seeds 3 --trials 12 --mask-trials 5 \
 		--mask-heads 2,5,10,20,30,50,100 --mask-lengths 512,1024,2048,4096 --keep runs/studies/retrieval_heads \
 		--out results/retrieval_heads/smollm2-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run secondary_sinks --traces 8 --trace-tokens 512 --english 8 --causal 12 --seed 1 \
+		--keep runs/studies/secondary_sinks --out results/secondary_sinks/smollm2-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run secondary_sinks --model gemma3-270m --traces 6 --english 6 --seed 1 \
+		--keep runs/studies/secondary_sinks_gemma --out results/secondary_sinks/gemma3-270m-$$(date +%Y%m%d-%H%M%S)
+	@$(RUN) -m unbraid.systems.attention_sinks.training.study \
+		--out results/attention_sinks/variants-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run attention_sinks --others gemma3-270m --streams 2 --keep runs/studies/attention_sinks \
+		--out results/attention_sinks/smollm2-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run circuit_reuse --prompts 20 --held-out 48 --seeds 2 --batch 20 --most-shots 2 \
+		--keep runs/studies/circuit_reuse --out results/circuit_reuse/smollm2-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run s2t_cross_attention --keep runs/studies/s2t_cross_attention \
+		--out results/s2t_cross_attention/whisper-tiny.en-$$(date +%Y%m%d-%H%M%S)
 
 # the versions of a fresh environment; every extra is resolved, those that tests do not need are not installed
 constraints:

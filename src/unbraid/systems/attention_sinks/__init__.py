@@ -10,7 +10,7 @@ CARD = Card(
     arxiv="2604.10098",
     year=2026,
     field="language",
-    verbs=("see", "steer"),
+    verbs=("see", "steer", "swap"),
     code="https://github.com/ZunhaiSu/Awesome-Attention-Sink",
     claims=(
         ClaimSpec(
@@ -84,6 +84,9 @@ _HOME = {
     "outlier_circuit": "probes.circuit",
     "geometry": "probes.shape",
     "mixing": "probes.shape",
+    "convert": "variants.convert",
+    "load_converted": "variants.convert",
+    "describe_variants": "variants.catalogue",
     "run": "experiments.study",
 }
 

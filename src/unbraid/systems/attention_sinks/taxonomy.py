@@ -43,7 +43,7 @@ TAXONOMY = (
     Branch(
         "3.3", "Learnable prefix tokens", "registers without training",
         ("find_register_neurons", "registers_at_test_time"),
-        "learned sink tokens and registers (trained variants), CushionCache, CTR-Sink, EARN, UniGist",
+        "CushionCache, CTR-Sink, EARN, UniGist (learned registers: 5)",
     ),
     Branch("3.4", "Sink token repurposing", "KeyDiff", ("KeyDiffCache",), "OmniSparse; attacks and defences"),
     Branch("4.1", "No-op", "with and without the sinks' write and attention", ("noop_probe",)),
@@ -55,8 +55,11 @@ TAXONOMY = (
         "structural bias, spectral, active-dormant, mix-compress-refine, rescaling",
     ),
     Branch(
-        "5", "Mitigation by training", "the trained variants of this toolkit, where they are installed", (),
-        "see `attention_sinks.variants` and `attention_sinks.training`",
+        "5", "Mitigation by training",
+        "clipped softmax, softmax-1, sink logits, KV and key bias, softpick, elastic, sigmoid, three gates, a scaling "
+        "factor, learned registers; losses against sinks (`variants.losses`)",
+        ("convert", "describe_variants", "load_converted"),
+        "integral attention, OrthoAdam, OSP, massive-emergence-layer mask, GatedNorm, V-scale, EDIT",
     ),
 )  # fmt: skip
 
