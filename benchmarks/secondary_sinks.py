@@ -9,16 +9,13 @@ time that a script needs for the same scores (eager, as the paper's), where they
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import subprocess
 import sys
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.attention.report import markdown, provenance, show, write_json, write_text
+from benchmarks.rounds import Found, command_line
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "benchmarks" / "secondary_sinks.json"
 VARIANTS = ("plain", "detector", "detector and scores", "eager maps")
@@ -66,55 +63,39 @@ def fits(variant: str, length: int) -> bool:
     return variant != "eager maps" or 5 * 9 * length**2 * 4 < 16 * GIB
 
 
-def main() -> int:
-    """Runs all cells and writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 16384])
-    parser.add_argument("--repeat", type=int, default=2, help="fresh processes per cell; medians are taken (2)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.cell:
-        job = json.loads(given.cell)
-        write_json(Path(job["answer"]), cell(job))
-        return 0
-    found: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for length in given.lengths:
-            for number in range(given.repeat):
-                for variant in VARIANTS:
-                    if not fits(variant, length):
-                        continue
-                    path = Path(folder) / f"{length}-{number}-{variant.replace(' ', '-')}.json"
-                    job = {"variant": variant, "length": length, "threads": given.threads, "answer": str(path)}
-                    command = [sys.executable, "-m", "benchmarks.secondary_sinks", "--cell", json.dumps(job)]
-                    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-                    found.setdefault((length, variant), []).append(json.loads(path.read_text(encoding="utf-8")))
-                    print(f"{length} tokens, {variant}, {number + 1} of {given.repeat}", file=sys.stderr)
-    rows = []
-    for length in given.lengths:
-        plain = found[length, "plain"]
-        second = statistics.median(x["seconds"] for x in plain)
-        memory = statistics.median(x["bytes"] for x in plain)
+def rows(found: Found, lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """Medians of all cells, next to the plain pass of the same length."""
+    out = []
+    for length in lengths:
+
+        def middle(variant: str, name: str, length: int = length) -> float:
+            return float(statistics.median(x[name] for x in found[length, variant]))
+
         for variant in VARIANTS:
-            mine = found.get((length, variant))
             row: dict[str, Any] = {"tokens": length, "variant": variant}
-            if mine is None:
-                rows.append({**row, "note": "would not fit"})
+            if (length, variant) not in found:
+                out.append({**row, "note": "would not fit"})
                 continue
-            took = statistics.median(x["seconds"] for x in mine)
-            extra = statistics.median(x["bytes"] for x in mine)
-            rows.append(
-                {**row, "seconds": took, "x plain": took / second, "MiB beyond the model": extra / 2**20,
-                 "MiB beyond plain": (extra - memory) / 2**20, "note": ""}
+            took, extra = middle(variant, "seconds"), middle(variant, "bytes")
+            out.append(
+                {**row, "seconds": took, "x plain": took / middle("plain", "seconds"),
+                 "MiB beyond the model": extra / 2**20,
+                 "MiB beyond plain": (extra - middle("plain", "bytes")) / 2**20, "note": ""}
             )  # fmt: skip
-    show("Secondary sinks on SmolLM2", rows)
-    command = f"python -m benchmarks.secondary_sinks --repeat {given.repeat} --threads {given.threads}"
-    write_json(given.out, {"command": command, "rows": rows, "provenance": provenance()})
-    write_text(given.out.with_suffix(".md"), f"`{command}`\n\n{markdown(rows)}")
-    return 0
+    return out
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(
+        command_line(
+            "benchmarks.secondary_sinks",
+            __doc__,
+            "Secondary sinks on SmolLM2",
+            OUT,
+            VARIANTS,
+            (4096, 16384),
+            cell,
+            rows,
+            fits,
+        )
+    )

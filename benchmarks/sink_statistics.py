@@ -9,16 +9,13 @@ from eager attention, reduced layer by layer in a hook, where one layer's maps f
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import subprocess
 import sys
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.attention.report import markdown, provenance, show, write_json, write_text
+from benchmarks.rounds import Found, command_line
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "benchmarks" / "sink_statistics.json"
 VARIANTS = ("plain", "report, ten metrics", "eager, two metrics")
@@ -78,39 +75,7 @@ def fits(variant: str, length: int) -> bool:
     return not variant.startswith("eager") or 5 * HEADS * length**2 * 4 < 16 * GIB
 
 
-def main() -> int:
-    """Runs all cells and writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 16384])
-    parser.add_argument("--repeat", type=int, default=2, help="fresh processes per cell; medians are taken (2)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.cell:
-        job = json.loads(given.cell)
-        write_json(Path(job["answer"]), cell(job))
-        return 0
-    found: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for length in given.lengths:
-            for number in range(given.repeat):
-                for variant in [v for v in VARIANTS if fits(v, length)]:
-                    path = Path(folder) / f"{length}-{number}-{VARIANTS.index(variant)}.json"
-                    job = {"variant": variant, "length": length, "threads": given.threads, "answer": str(path)}
-                    command = [sys.executable, "-m", "benchmarks.sink_statistics", "--cell", json.dumps(job)]
-                    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-                    found.setdefault((length, variant), []).append(json.loads(path.read_text(encoding="utf-8")))
-                    print(f"{length} tokens, {variant}, {number + 1} of {given.repeat}", file=sys.stderr)
-    rows = [row(found, length, variant) for length in given.lengths for variant in VARIANTS]
-    show("Attention sinks of SmolLM2", rows)
-    command = f"python -m benchmarks.sink_statistics --repeat {given.repeat} --threads {given.threads}"
-    write_json(given.out, {"command": command, "rows": rows, "provenance": provenance()})
-    write_text(given.out.with_suffix(".md"), f"`{command}`\n\n{markdown(rows)}")
-    return 0
-
-
-def row(found: dict[tuple[int, str], list[dict[str, Any]]], length: int, variant: str) -> dict[str, Any]:
+def row(found: Found, length: int, variant: str) -> dict[str, Any]:
     """Medians of a cell, next to the plain pass of the same length."""
     mine, plain = found.get((length, variant)), found[length, "plain"]
     if mine is None:
@@ -128,5 +93,22 @@ def row(found: dict[tuple[int, str], list[dict[str, Any]]], length: int, variant
     }  # fmt: skip
 
 
+def rows(found: Found, lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """All cells."""
+    return [row(found, length, variant) for length in lengths for variant in VARIANTS]
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(
+        command_line(
+            "benchmarks.sink_statistics",
+            __doc__,
+            "Attention sinks of SmolLM2",
+            OUT,
+            VARIANTS,
+            (4096, 16384),
+            cell,
+            rows,
+            fits,
+        )
+    )

@@ -10,17 +10,14 @@ StreamingCache with 4 sinks and 1,020 tokens, by default and inside `indexed`. E
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import subprocess
 import sys
-import tempfile
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from benchmarks.attention.report import markdown, provenance, show, write_json, write_text
+from benchmarks.rounds import Found, command_line
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "benchmarks" / "streaming.json"
 VARIANTS = (
@@ -82,43 +79,7 @@ def cell(job: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": seconds / job["steps"], "cache": cache_bytes(cache), "peak": memory.peak()}
 
 
-def main() -> int:
-    """Runs all cells and writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 16384])
-    parser.add_argument("--steps", type=int, default=24, help="tokens made per cell (24)")
-    parser.add_argument("--repeat", type=int, default=3, help="fresh processes per cell; medians are taken (3)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.cell:
-        job = json.loads(given.cell)
-        write_json(Path(job["answer"]), cell(job))
-        return 0
-    found: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(given.repeat):
-            for length in given.lengths:
-                for variant in VARIANTS:
-                    path = Path(folder) / f"{length}-{number}-{VARIANTS.index(variant)}.json"
-                    job = {
-                        "variant": variant, "length": length, "threads": given.threads, "steps": given.steps,
-                        "answer": str(path),
-                    }  # fmt: skip
-                    command = [sys.executable, "-m", "benchmarks.streaming", "--cell", json.dumps(job)]
-                    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-                    found.setdefault((length, variant), []).append(json.loads(path.read_text(encoding="utf-8")))
-                    print(f"{length} tokens, {variant}, {number + 1} of {given.repeat}", file=sys.stderr)
-    rows = [row(found, length, variant) for length in given.lengths for variant in VARIANTS]
-    show("StreamingLLM on SmolLM2", rows)
-    command = f"python -m benchmarks.streaming --repeat {given.repeat} --steps {given.steps} --threads {given.threads}"
-    write_json(given.out, {"command": command, "rows": rows, "provenance": provenance()})
-    write_text(given.out.with_suffix(".md"), f"`{command}`\n\n{markdown(rows)}")
-    return 0
-
-
-def row(found: dict[tuple[int, str], list[dict[str, Any]]], length: int, variant: str) -> dict[str, Any]:
+def row(found: Found, length: int, variant: str) -> dict[str, Any]:
     """Medians of a cell, next to the dynamic cache after the same context."""
 
     def middle(which: str, name: str) -> float:
@@ -133,5 +94,22 @@ def row(found: dict[tuple[int, str], list[dict[str, Any]]], length: int, variant
     }  # fmt: skip
 
 
+def rows(found: Found, lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """All cells."""
+    return [row(found, length, variant) for length in lengths for variant in VARIANTS]
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(
+        command_line(
+            "benchmarks.streaming",
+            __doc__,
+            "StreamingLLM on SmolLM2",
+            OUT,
+            VARIANTS,
+            (1024, 4096, 16384),
+            cell,
+            rows,
+            steps=24,
+        )
+    )

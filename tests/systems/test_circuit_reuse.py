@@ -15,6 +15,7 @@ from support.prompting import fast
 from unbraid.core.attach import attach
 from unbraid.core.errors import UnbraidError
 from unbraid.core.heads import HeadScores, HeadSet
+from unbraid.core.pieces import Pieces
 from unbraid.data.prompts import PromptSet, coloured_objects, indirect_object
 from unbraid.systems.circuit_reuse import (
     CARD,
@@ -35,7 +36,6 @@ from unbraid.systems.circuit_reuse import (
     repair,
 )
 from unbraid.systems.circuit_reuse.sharing import rank_correlation, shape_of
-from unbraid.systems.circuit_reuse.store import Store
 from unbraid.systems.circuit_reuse.study import run
 
 
@@ -116,7 +116,7 @@ def test_stages_are_what_they_are_called() -> None:
 
 def test_a_search_is_the_same_from_a_store(tmp_path) -> None:
     planted = planted_tasks(0)
-    store = Store(tmp_path, {"model": "planted"})
+    store = Pieces(tmp_path, {"model": "planted"})
     first = find_circuit(planted.model, planted.first, fraction=0.05, batch=7, store=store)
     assert store.read_back == 0
     again = find_circuit(planted.model, planted.first, fraction=0.05, batch=7, store=store)

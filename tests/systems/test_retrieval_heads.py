@@ -14,6 +14,7 @@ from unbraid import taps
 from unbraid.core.attach import attach
 from unbraid.core.errors import UnbraidError
 from unbraid.core.heads import HeadScores, HeadSet
+from unbraid.core.pieces import Pieces
 from unbraid.systems.retrieval_heads import (
     Monitor,
     Needle,
@@ -27,7 +28,6 @@ from unbraid.systems.retrieval_heads.detect import run_trial
 from unbraid.systems.retrieval_heads.export import load_kvpress
 from unbraid.systems.retrieval_heads.masking import control, mask, mask_curve, mean_outputs
 from unbraid.systems.retrieval_heads.prose import read_haystack, read_needles
-from unbraid.systems.retrieval_heads.store import TrialStore
 from unbraid.systems.retrieval_heads.trial import Trial, recall
 
 
@@ -198,7 +198,7 @@ def test_mask_curve_in_every_mode_leaves_the_model_as_it_was(tokenizer, mode: st
     trials = RetrievalHeads(lengths=(80,), trials=2).make_trials(tokenizer)
     scores = pretend(tokenizer, np.array([[0.5, 0, 0, 0], [0, 0.4, 0, 0]]))
     mean = mean_outputs(model, trials) if mode == "mean" else None
-    store = TrialStore(tmp_path, {"model": "tiny"})
+    store = Pieces(tmp_path, {"model": "tiny"})
     options = {"controls": 2, "mode": mode, "phase": phase, "budget": 3, "mean": mean}
     points = mask_curve(model, tokenizer, scores, trials, (1, 2), **options, store=store)
     assert [(p.kind, p.masked) for p in points] == [
@@ -228,7 +228,7 @@ def test_uniform_masking_does_not_leak_the_future() -> None:
 def test_finished_trials_are_kept_and_resumed(tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from unbraid.systems.retrieval_heads import system as home
 
-    store = TrialStore(tmp_path / "keep", {"model": "tiny"})
+    store = Pieces(tmp_path / "keep", {"model": "tiny"})
     first = RetrievalHeads(lengths=(80,), trials=3, budget=2).fit(tiny(), tokenizer, store=store)
     monkeypatch.setattr(home, "run_trial", lambda *a, **k: pytest.fail("ran a finished trial again"))
     second = RetrievalHeads(lengths=(80,), trials=3, budget=2).fit(tiny(), tokenizer, store=store)

@@ -16,7 +16,6 @@ from unbraid.core.blocks import (
     blocks,
     final_norm,
     heads_of,
-    is_linear,
     listening,
     residual,
     unembedding,
@@ -51,7 +50,7 @@ class Anatomy:
         self.heads = [s.heads for s in shapes]
         self.key_heads = [s.key_heads for s in shapes]
         self.sites = [b.site for b in self.blocks]
-        self.mlps = [feed_forward(b) for b in self.blocks]
+        self.mlps = [b.mlp for b in self.blocks]
         self.names = Names(self.sites, self.heads, [m is not None for m in self.mlps])
         for b in self.blocks:
             if b.out is None:
@@ -151,19 +150,6 @@ class Anatomy:
             return (out if self.bias is None else out + self.bias[tokens].float())[:, None]
 
         return forward
-
-
-def feed_forward(block: Block) -> nn.Module | None:
-    """The MLP as one module: also experts whose weights lie in one tensor, of which `Block` sees the router only."""
-    if block.mlp is not None:
-        return block.mlp
-    attention = {id(m) for m in block.attention.modules()}
-    for child in block.module.children():
-        parts = {id(m) for m in child.modules()}
-        large = [p for p in child.parameters() if p.dim() > 1]
-        if not parts & attention and id(block.attention) not in parts and len(large) > 1 and not is_linear(child):
-            return child
-    return None
 
 
 def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -14,8 +14,8 @@ from torch import nn
 
 from unbraid.core.attach import attach
 from unbraid.core.calls import Tap
+from unbraid.core.pieces import Pieces
 from unbraid.data.prompts import PromptSet
-from unbraid.systems.circuit_reuse.store import Store
 
 Taps = Callable[[list[int]], Sequence[Tap]]  # from the numbers of a batch's prompts to the taps for it
 
@@ -68,7 +68,7 @@ def accuracy(model: nn.Module, prompts: PromptSet, taps: Taps | None = None, bat
     return Answers(top1, best, odds)
 
 
-def remembered(store: Store | None, prompts: PromptSet, what: Any, make: Callable[[], Answers]) -> Answers:
+def remembered(store: Pieces | None, prompts: PromptSet, what: Any, make: Callable[[], Answers]) -> Answers:
     """Answers from a store, or made now and put there.
 
     Args:
@@ -79,12 +79,12 @@ def remembered(store: Store | None, prompts: PromptSet, what: Any, make: Callabl
     """
     if store is None:
         return make()
-    key = ["answers", [(p.clean, p.answers, p.distractors, p.candidates) for p in prompts], what]
-    found = store.load(key)
+    key = [[(p.clean, p.answers, p.distractors, p.candidates) for p in prompts], what]
+    found = store.load_arrays("answers", key)
     if found is not None:
-        return Answers(found["top1"].astype(bool), found["best"].astype(bool), found["log_odds"])
+        return Answers(found["top1"], found["best"], found["log_odds"])
     made = make()
-    store.save(key, {"top1": made.top1.astype(np.uint8), "best": made.best.astype(np.uint8), "log_odds": made.log_odds})
+    store.save_arrays("answers", key, {"top1": made.top1, "best": made.best, "log_odds": made.log_odds})
     return made
 
 

@@ -13,8 +13,8 @@ from unbraid.core.errors import UnbraidError
 from unbraid.core.heads import HeadScores, HeadSet
 from unbraid.core.patching import LOGITS, Effects, PathPatcher, receive
 from unbraid.core.patching.patcher import FreezeNorm
+from unbraid.core.pieces import Pieces
 from unbraid.data.prompts import PromptSet
-from unbraid.systems.circuit_reuse.store import Store
 
 Search = Literal["below_all", "below_any"]
 OnStep = Callable[[str, int, int], None]
@@ -150,7 +150,7 @@ def find_circuit(
     batch: int = 25,
     rows: int = 2048,
     on_step: OnStep | None = None,
-    store: Store | None = None,
+    store: Pieces | None = None,
 ) -> Circuit:
     """Path patching in stages, backwards from the answer.
 
@@ -200,7 +200,7 @@ def _stage(
     batch: int,
     settings: dict[str, Any],
     on_step: OnStep | None,
-    store: Store | None,
+    store: Pieces | None,
 ) -> Effects | None:
     places = [_places(prompts, i, stage.place) for i in range(len(prompts))]
     groups = _groups(prompts, places, batch)
@@ -216,13 +216,13 @@ def _stage(
             [prompts[i].clean + prompts[i].corrupt + prompts[i].answers for i in group], [places[i] for i in group],
             sorted(heads), stage.channels, settings["freeze_norm"], settings["freeze_mlps"], len(senders),
         ]  # fmt: skip
-        patched = None if store is None else store.load(key)
+        patched = None if store is None else store.load_arrays("effects", key)
         at = [places[i] for i in group]
         step = None if on_step is None else _step(on_step, stage.name, number, len(groups))
         if patched is None:
             effects = made.effects(receivers, senders, at, step)
             if store is not None:
-                store.save(key, _packed(effects))
+                store.save_arrays("effects", key, _packed(effects))
         else:
             effects = _unpacked(patched, made, senders)
         if on_step is not None:

@@ -10,11 +10,11 @@ from torch import nn
 
 from unbraid.core.errors import UnbraidError
 from unbraid.core.heads import HeadScores, HeadSet
+from unbraid.core.pieces import Pieces
 from unbraid.data.prompts import PromptSet
 from unbraid.systems.circuit_reuse.answering import Answers, accuracy, remembered
 from unbraid.systems.circuit_reuse.circuit import Circuit
 from unbraid.systems.circuit_reuse.rows import Mass, attend_to, block_keys
-from unbraid.systems.circuit_reuse.store import Store
 
 OnStep = Callable[[str, int, int], None]
 
@@ -95,7 +95,7 @@ def repair(
     batch: int = 25,
     seed: int = 0,
     on_step: OnStep | None = None,
-    store: Store | None = None,
+    store: Pieces | None = None,
 ) -> Repair:
     """Makes heads attend from the last token to a named place of each prompt, and counts right answers.
 
@@ -154,7 +154,7 @@ def blocked(
     heads: HeadSet,
     place: str = "question",
     batch: int = 25,
-    store: Store | None = None,
+    store: Pieces | None = None,
 ) -> Answers:
     """Answers when heads cannot see a place from the last token (content gatherers and the question's object)."""
     tap = lambda group: [block_keys(heads, [prompts[i].places[place] for i in group])]  # noqa: E731

@@ -14,12 +14,12 @@ from unbraid.core.errors import UnbraidError
 
 if TYPE_CHECKING:
     from unbraid.core.heads import HeadScores, HeadSet
+    from unbraid.core.pieces import Pieces
     from unbraid.core.result import Result
     from unbraid.data.prompts import PromptSet
     from unbraid.systems.circuit_reuse.answering import Answers
     from unbraid.systems.circuit_reuse.circuit import Circuit
     from unbraid.systems.circuit_reuse.mending import Repair
-    from unbraid.systems.circuit_reuse.store import Store
 
 SEED_STEP = 1_000  # between the prompts that find circuits and those that test them
 ENOUGH = 0.5  # top-1 accuracy from which a task counts as done; below it, more solved examples are tried
@@ -109,11 +109,11 @@ def run(
     """
     given, start = dict(locals()), time.perf_counter()
     check(controls, prompts, held_out, seeds, shots, most_shots, fraction, draws, batch, rows)
+    from unbraid.core.pieces import Pieces
     from unbraid.systems.circuit_reuse.report import make_result
-    from unbraid.systems.circuit_reuse.store import Store
 
     loaded_model, tokenizer = load(model, device, dtype, progress)
-    store = Store(keep, {"model": model, "dtype": dtype})
+    store = Pieces(keep, {"model": model, "dtype": dtype})
     f = Findings(model, loaded_model, tokenizer)
     options = {
         "fraction": fraction, "freeze_norm": freeze_norm, "freeze_mlps": freeze_mlps, "search": search, "batch": batch,
@@ -156,7 +156,7 @@ def tests_of(
     most: int,
     batch: int,
     step: Callable[[str, float, float], None],
-    store: Store,
+    store: Pieces,
 ) -> dict[str, PromptSet]:
     """Held-out prompts of each task, with as many solved examples as the model needs to do it."""
     import inspect
@@ -181,7 +181,7 @@ def tests_of(
     return out
 
 
-def tell(f: Findings, why: str, prompts: PromptSet, batch: int, store: Store) -> float:
+def tell(f: Findings, why: str, prompts: PromptSet, batch: int, store: Pieces) -> float:
     """Notes a row of the table of accuracies; returns the top-1 accuracy."""
     from unbraid.systems.circuit_reuse.answering import accuracy, remembered
 
@@ -204,7 +204,7 @@ def intervene(
     batch: int,
     seed: int,
     step: Callable[[str, float, float], None],
-    store: Store,
+    store: Pieces,
 ) -> None:
     """The repair and the blocking of gatherers, on held-out prompts, against random heads."""
     import numpy as np

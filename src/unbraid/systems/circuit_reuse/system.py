@@ -9,12 +9,12 @@ from torch import nn
 from unbraid.core.errors import UnbraidError
 from unbraid.core.heads import HeadScores, HeadSet
 from unbraid.core.patching.patcher import FreezeNorm
+from unbraid.core.pieces import Pieces
 from unbraid.core.system import System
 from unbraid.data.prompts import TASKS, PromptSet
 from unbraid.systems.circuit_reuse import CARD
 from unbraid.systems.circuit_reuse.circuit import Circuit, OnStep, Search, find_circuit
 from unbraid.systems.circuit_reuse.sharing import bootstrap_overlap, overlap, rank_correlation, shape_of
-from unbraid.systems.circuit_reuse.store import Store
 
 
 class CircuitReuse(System):
@@ -66,7 +66,7 @@ class CircuitReuse(System):
         first: str | PromptSet = "ioi",
         second: str | PromptSet = "coloured_objects",
         on_step: OnStep | None = None,
-        store: Store | None = None,
+        store: Pieces | None = None,
     ) -> CircuitReuse:
         """Find both circuits and compare them.
 

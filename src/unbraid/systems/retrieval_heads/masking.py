@@ -15,8 +15,8 @@ from unbraid.core.attach import attach
 from unbraid.core.calls import Tap
 from unbraid.core.errors import UnbraidError
 from unbraid.core.heads import HeadScores, HeadSet
+from unbraid.core.pieces import Pieces
 from unbraid.systems.retrieval_heads.detect import answer_from, feed, prefill
-from unbraid.systems.retrieval_heads.store import TrialStore
 from unbraid.systems.retrieval_heads.trial import Trial, recall
 
 Mode = Literal["zero", "mean", "uniform", "sink"]
@@ -103,7 +103,7 @@ def mask_curve(
     seed: int = 0,
     mean: Mapping[str, Tensor] | None = None,
     on_step: Callable[[int, int], None] | None = None,
-    store: TrialStore | None = None,
+    store: Pieces | None = None,
 ) -> list[MaskPoint]:
     """Accuracy against the number of masked heads, with layer-matched random controls.
 

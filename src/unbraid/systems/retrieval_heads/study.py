@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from unbraid.core.errors import UnbraidError
 from unbraid.core.heads import HeadScores
+from unbraid.core.pieces import Pieces
 from unbraid.core.progress import bar
 from unbraid.core.result import Result
 from unbraid.systems.retrieval_heads.masking import MaskPoint, Mode, Phase, mask_curve, mean_outputs
 from unbraid.systems.retrieval_heads.prose import Difficulty, Needle, read_haystack, read_needles
 from unbraid.systems.retrieval_heads.report import Findings, make_result
-from unbraid.systems.retrieval_heads.store import TrialStore
 from unbraid.systems.retrieval_heads.system import RetrievalHeads
 from unbraid.systems.retrieval_heads.trial import Template
 
@@ -87,7 +87,7 @@ def run(
     sentences = None if haystack is None else read_haystack(haystack)
     facts = None if needles is None else read_needles(needles)
     loaded_model, tokenizer = load(model, device, dtype, progress)
-    store = TrialStore(keep, {"model": model, "dtype": dtype, "budget": budget, "match": "id"})
+    store = Pieces(keep, {"model": model, "dtype": dtype, "budget": budget, "match": "id"})
     options: dict[str, Any] = {
         "lengths": tuple(lengths), "depths": depths, "trials": trials, "difficulty": difficulty, "gate": gate,
         "threshold": threshold, "budget": budget, "stop_top": stop_top, "template": template, "procedure": procedure,

@@ -14,13 +14,14 @@ from unbraid import taps
 from unbraid.core.attach import attach
 from unbraid.core.errors import UnbraidError
 from unbraid.core.heads import HeadScores, HeadSet
+from unbraid.core.pieces import Pieces
 from unbraid.core.system import System
 from unbraid.systems.retrieval_heads import CARD
 from unbraid.systems.retrieval_heads.detect import Outcome, check_model, feed, run_trial
 from unbraid.systems.retrieval_heads.prose import Difficulty, Needle
 from unbraid.systems.retrieval_heads.prose import haystack as make_haystack
 from unbraid.systems.retrieval_heads.prose import needle as make_needle
-from unbraid.systems.retrieval_heads.store import TrialStore
+from unbraid.systems.retrieval_heads.store import load_outcome, save_outcome
 from unbraid.systems.retrieval_heads.trial import Template, Trial, build_trial, grid
 
 Procedure = Literal["decode", "one_pass"]
@@ -136,7 +137,7 @@ class RetrievalHeads(System):
         haystack: list[str] | None = None,
         needles: Sequence[Needle] | None = None,
         on_trial: Callable[[int, int, Outcome], None] | None = None,
-        store: TrialStore | None = None,
+        store: Pieces | None = None,
     ) -> RetrievalHeads:
         """Runs the trials and scores all heads.
 
@@ -163,11 +164,10 @@ class RetrievalHeads(System):
         self.outcomes_seen: list[Outcome] = []
         sites = names_of(model, trials[0])
         for number, trial in enumerate(trials):
-            outcome = None if store is None else store.load_outcome(trial)
+            outcome = load_outcome(store, trial)
             if outcome is None:
                 outcome = run_trial(model, tokenizer, trial, self.budget, match=self.match)
-                if store is not None:
-                    store.save_outcome(outcome)
+                save_outcome(store, outcome)
             self.outcomes_seen.append(outcome)
             if on_trial is not None:
                 on_trial(number + 1, len(trials), outcome)

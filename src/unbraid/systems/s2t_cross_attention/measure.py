@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from unbraid.core.errors import UnbraidError
+from unbraid.core.pieces import Pieces
 from unbraid.data.speech.clips import Clip, Word
 from unbraid.systems.s2t_cross_attention.align import match_words, plain_word
 from unbraid.systems.s2t_cross_attention.explanation import Explanation
@@ -17,7 +18,6 @@ from unbraid.systems.s2t_cross_attention.faithful import area, deletion_curve, s
 from unbraid.systems.s2t_cross_attention.listener import Listener
 from unbraid.systems.s2t_cross_attention.maps import Pool, aggregate, correlation, levels, overlap
 from unbraid.systems.s2t_cross_attention.perturb import fill_values
-from unbraid.systems.s2t_cross_attention.store import Store
 from unbraid.systems.s2t_cross_attention.system import SpeechCrossAttention
 from unbraid.systems.s2t_cross_attention.warn import flags
 from unbraid.systems.s2t_cross_attention.weights import fit_head_weights, held_out
@@ -174,7 +174,7 @@ def delete(
     e: Explanation,
     step: float,
     seed: int,
-    store: Store,
+    store: Pieces,
 ) -> dict[str, dict[str, Any]]:
     """Deletion curves and areas, and sizes, of one utterance for every ranking."""
     heard = listener.hear(clip.at(listener.rate).audio, listener.rate)
@@ -305,7 +305,7 @@ def wer(clips: Sequence[Clip], explanations: Sequence[Explanation]) -> list[floa
 
 
 def contexts(
-    system: SpeechCrossAttention, model: Any, processor: Any, clip: Clip, fitted: Explanation, store: Store,
+    system: SpeechCrossAttention, model: Any, processor: Any, clip: Clip, fitted: Explanation, store: Pieces,
     on_runs: Callable[[int], None] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """One utterance heard with all thirty seconds: how far the fitted encoder is the same model."""

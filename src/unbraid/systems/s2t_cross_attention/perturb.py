@@ -17,10 +17,10 @@ from torch import Tensor
 
 from unbraid.core.blocks import listening
 from unbraid.core.errors import UnbraidError
+from unbraid.core.pieces import Pieces
 from unbraid.systems.s2t_cross_attention.estimate import relative_error
 from unbraid.systems.s2t_cross_attention.listener import Heard, Listener
 from unbraid.systems.s2t_cross_attention.segments import Masks
-from unbraid.systems.s2t_cross_attention.store import Store
 
 Scorer = Literal["kl", "probability"]
 Fill = Literal["auto", "zero", "mean", "min"]
@@ -188,7 +188,7 @@ def perturb_input(
     ids: Sequence[int],
     masks: Masks,
     plan: Plan,
-    store: Store | None = None,
+    store: Pieces | None = None,
     on_runs: Callable[[int], None] | None = None,
 ) -> Runs:
     """Occludes segments of the input (SPES): one encoder and decoder run each, in batches.
@@ -221,7 +221,7 @@ def perturb_encoder(
     ids: Sequence[int],
     masks: Masks,
     plan: Plan,
-    store: Store | None = None,
+    store: Pieces | None = None,
     on_runs: Callable[[int], None] | None = None,
 ) -> Runs:
     """Occludes windows of encoder states (zero vectors): decoder runs only, on one encoder run.
@@ -253,21 +253,22 @@ def _run(
     masks: Masks,
     plan: Plan,
     width: int,
-    store: Store | None,
+    store: Pieces | None,
     key: dict[str, Any],
     on_runs: Callable[[int], None] | None,
 ) -> Runs:
     """Batches until there are enough runs or the error is small enough."""
     plan.check()
     masks.check()
-    store = store or Store(None)
+    store = store or Pieces(None)
     key |= {"masks": mask_facts(masks), "scorer": plan.scorer, "fill": plan.fill,
             "tokens": [plan.decoder_probability, plan.seed]}  # fmt: skip
-    done = store.load_runs(key)
+    done = store.load_arrays("runs", key)
     batches = -(-plan.masks // masks.batch)
-    anchor = done[1] if done else score(np.zeros((1, masks.segments(0)), bool), 0, None)[0]
-    parts = [] if not done else [done[0][i : i + masks.batch] for i in range(0, len(done[0]), masks.batch)]
-    seconds, saved = (done[2] if done else 0.0), len(parts)
+    anchor = done["anchor"] if done else score(np.zeros((1, masks.segments(0)), bool), 0, None)[0]
+    finished = done["scores"] if done else ()
+    parts = [finished[i : i + masks.batch] for i in range(0, len(finished), masks.batch)]
+    seconds, saved = (float(done["seconds"][0]) if done else 0.0), len(parts)
     runs = Runs(masks, np.concatenate(parts[:batches]) if parts else np.zeros((0, len(anchor)), np.float32), anchor)
     if parts and plan.tolerance and relative_error(runs, plan.estimator) < plan.tolerance:
         runs.stopped, batches = True, 0  # an earlier session stopped here for the same reason
@@ -286,7 +287,8 @@ def _run(
         if look or last:
             runs.scores, runs.seconds = np.concatenate(parts), seconds
             if len(parts) > saved:
-                store.save_runs(key, runs.scores, anchor, seconds)
+                kept = {"scores": runs.scores, "anchor": anchor, "seconds": np.array([seconds])}
+                store.save_arrays("runs", key, kept)
                 saved = len(parts)
             if plan.tolerance and relative_error(runs, plan.estimator) < plan.tolerance:
                 runs.stopped = not last

@@ -372,5 +372,5 @@ def remarks(f: Findings) -> list[str]:
     if any(not c.text for c in f.clips):
         out.append("Where no text of a recording is known, hypotheses are explained as they are, right or wrong.")
     if f.read_back:
-        out.append(f"{f.read_back:,} runs and pieces were read back from an earlier run (--keep).")
+        out.append(f"{f.read_back:,} pieces were read back from an earlier run (--keep).")
     return out

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from unbraid.core.errors import UnbraidError
+from unbraid.core.pieces import Pieces
+from unbraid.core.progress import bar
 from unbraid.core.result import Result
 from unbraid.data.speech.clips import Clip, load_clip
 from unbraid.data.speech.shipped import spoken as shipped
@@ -20,7 +20,6 @@ from unbraid.systems.s2t_cross_attention.maps import Pool
 from unbraid.systems.s2t_cross_attention.perturb import Estimator, Fill, Scorer
 from unbraid.systems.s2t_cross_attention.report import Findings, make_result
 from unbraid.systems.s2t_cross_attention.segments import Segments
-from unbraid.systems.s2t_cross_attention.store import Store
 from unbraid.systems.s2t_cross_attention.system import SpeechCrossAttention
 
 
@@ -109,7 +108,7 @@ def run(
     own = [load_clip(path) for path in audio]
     loaded = load(model, device, dtype, progress)
     clips = [*own, *shipped(spoken), *recorded(names, progress)]
-    store = Store(keep, {"model": model, "dtype": dtype, "context": context})
+    store = Pieces(keep, {"model": model, "dtype": dtype, "context": context})
     found = Findings(model, clips, system)
     explain(found, loaded, store, progress)
     if deletion_clips:
@@ -180,7 +179,7 @@ def load(name: str, device: str | None, dtype: str | None, progress: bool | None
     return loaded
 
 
-def explain(found: Findings, loaded: Any, store: Store, progress: bool | None) -> None:
+def explain(found: Findings, loaded: Any, store: Pieces, progress: bool | None) -> None:
     """All maps of all clips, and their comparison."""
     system = found.system
     total = len(found.clips) * (system.masks + system.encoder_masks)
@@ -191,7 +190,7 @@ def explain(found: Findings, loaded: Any, store: Store, progress: bool | None) -
 
 
 def deletions(
-    found: Findings, loaded: Any, count: int, step: float, store: Store, progress: bool | None
+    found: Findings, loaded: Any, count: int, step: float, store: Pieces, progress: bool | None
 ) -> list[dict[str, dict[str, Any]]]:
     """Deletion curves of the first clips, synthesised and recorded in turn."""
     listener = Listener(loaded.model, loaded.processor, found.system.context)
@@ -241,7 +240,7 @@ def doubts(found: Findings, loaded: Any, progress: bool | None) -> list[measure.
         )
 
 
-def check_context(found: Findings, loaded: Any, masks: int, store: Store, progress: bool | None) -> dict[str, Any]:
+def check_context(found: Findings, loaded: Any, masks: int, store: Pieces, progress: bool | None) -> dict[str, Any]:
     """What the fitted context changes, on the shortest clip."""
     shortest = min(range(len(found.clips)), key=lambda i: found.clips[i].seconds)
     system = SpeechCrossAttention(**{**found.system.get_params(), "masks": masks})
@@ -251,7 +250,7 @@ def check_context(found: Findings, loaded: Any, masks: int, store: Store, progre
         )
 
 
-def worlds(seeds: int, seed: int, store: Store, progress: bool | None) -> list[dict[str, float]]:
+def worlds(seeds: int, seed: int, store: Pieces, progress: bool | None) -> list[dict[str, float]]:
     """The made-up world over seeds; finished seeds are kept."""
     from unbraid.systems.s2t_cross_attention.toy import check_world
 
@@ -260,20 +259,7 @@ def worlds(seeds: int, seed: int, store: Store, progress: bool | None) -> list[d
         for number in range(seed, seed + seeds):
             done = store.load("world", number)
             if done is None:
-                done = check_world(number, progress=False, on_step=lambda: tick(1))
+                done = check_world(number, progress=False, on_step=tick)
                 store.save("world", number, done)
             out.append(done)
     return out
-
-
-@contextmanager
-def bar(progress: bool | None, label: str, total: int) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr that `tick(steps)` moves; None shows it on a terminal."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
-
-    shown = sys.stderr.isatty() if progress is None else progress
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as live:
-        task = live.add_task(label, total=total)
-        yield lambda steps=1: live.advance(task, steps)

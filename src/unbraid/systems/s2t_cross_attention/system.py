@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unbraid.core.errors import UnbraidError
 from unbraid.core.heads import HeadScores
+from unbraid.core.pieces import Pieces
 from unbraid.core.system import System
 from unbraid.data.speech.clips import Clip, load_clip
 from unbraid.systems.s2t_cross_attention import CARD
@@ -29,7 +30,6 @@ from unbraid.systems.s2t_cross_attention.perturb import (
     perturb_input,
 )
 from unbraid.systems.s2t_cross_attention.segments import Masks, Segments, segment, segment_count, windows
-from unbraid.systems.s2t_cross_attention.store import Store
 from unbraid.systems.s2t_cross_attention.tap import Captured, capture
 from unbraid.systems.s2t_cross_attention.weights import fit_head_weights
 
@@ -160,7 +160,7 @@ class SpeechCrossAttention(System):
         text: str | None = None,
         ids: Sequence[int] | None = None,
         name: str = "",
-        store: Store | None = None,
+        store: Pieces | None = None,
         on_runs: OnRuns | None = None,
     ) -> Explanation:
         """All maps of one utterance.
@@ -202,7 +202,7 @@ class SpeechCrossAttention(System):
         heard: Heard,
         states: Tensor,
         made: Explanation,
-        store: Store | None,
+        store: Pieces | None,
         on_runs: OnRuns | None,
     ) -> None:
         if self.masks:
@@ -240,7 +240,7 @@ class SpeechCrossAttention(System):
         model: nn.Module,
         processor: Any,
         clips: Iterable[Any],
-        store: Store | None = None,
+        store: Pieces | None = None,
         on_runs: OnRuns | None = None,
         on_clip: Callable[[Explanation], None] | None = None,
     ) -> SpeechCrossAttention:

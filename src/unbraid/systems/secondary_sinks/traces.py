@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unbraid.core.errors import UnbraidError
+from unbraid.core.pieces import write
 
 NAMES = ("Amina", "Boris", "Chloe", "Dmitri", "Esther", "Farid", "Greta", "Hugo", "Ines", "Jonas")
 GOODS = ("apples", "pencils", "tickets", "bricks", "candles", "marbles", "stamps", "loaves of bread")
@@ -96,18 +97,13 @@ def own_traces(
                 options = {"do_sample": True, "temperature": temperature}
             out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **options).cpu()
             if path is not None:
-                _write(path, {"ids": out[0].tolist(), "text": tokenizer.decode(out[0])})
+                path.parent.mkdir(parents=True, exist_ok=True)
+                data = json.dumps({"ids": out[0].tolist(), "text": tokenizer.decode(out[0])})
+                write(path, partial(Path.write_text, data=data, encoding="utf-8"))
             made.append(out)
         if on_trace is not None:
             on_trace(i + 1)
     return made
-
-
-def _write(path: Path, data: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(data), encoding="utf-8")
-    os.replace(part, path)
 
 
 def read_text(path: Path, tokenizer: Any, limit: int) -> Tensor:

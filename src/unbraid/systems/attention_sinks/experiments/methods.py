@@ -16,6 +16,7 @@ from unbraid import taps
 from unbraid.core.attach import attach
 from unbraid.core.calls import Tap
 from unbraid.core.errors import UnbraidError
+from unbraid.core.pieces import Pieces
 from unbraid.data import text
 from unbraid.systems.attention_sinks.caches.duo import DuoCache
 from unbraid.systems.attention_sinks.caches.exact import cache_losses
@@ -24,7 +25,6 @@ from unbraid.systems.attention_sinks.caches.quantised import ProtectedQuantizedC
 from unbraid.systems.attention_sinks.caches.scored import A2SFCache, H2OCache, KeyDiffCache, SnapKVCache
 from unbraid.systems.attention_sinks.caches.streaming import StreamingCache
 from unbraid.systems.attention_sinks.detection.findings import SinkReport
-from unbraid.systems.attention_sinks.experiments.store import Pieces
 from unbraid.systems.attention_sinks.steering.mass_edits import calibrate_sinks, redistribute, scale_sinks
 from unbraid.systems.attention_sinks.steering.tuning import head_groups, zero_tune
 

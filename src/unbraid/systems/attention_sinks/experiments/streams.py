@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from unbraid.core.pieces import Pieces
 from unbraid.data import text
 from unbraid.systems.attention_sinks.caches.exact import stream_losses
-from unbraid.systems.attention_sinks.experiments.store import Pieces
 
 BINS = 16
 

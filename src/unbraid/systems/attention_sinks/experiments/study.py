@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unbraid.core.errors import UnbraidError
+from unbraid.core.progress import bar
 from unbraid.core.result import Result
 
 if TYPE_CHECKING:
+    from unbraid.core.pieces import Pieces
     from unbraid.systems.attention_sinks.detection.findings import SinkReport
     from unbraid.systems.attention_sinks.experiments.claims import Findings
-    from unbraid.systems.attention_sinks.experiments.store import Pieces
 
 
 def run(
@@ -81,11 +80,11 @@ def run(
 
 def study(given: dict[str, Any], trained: dict[str, Any]) -> Findings:
     """Everything measured."""
+    from unbraid.core.pieces import Pieces
     from unbraid.systems.attention_sinks.caches.streaming import keys_of
     from unbraid.systems.attention_sinks.experiments import detecting
     from unbraid.systems.attention_sinks.experiments.claims import Findings
     from unbraid.systems.attention_sinks.experiments.probing import probe
-    from unbraid.systems.attention_sinks.experiments.store import Pieces
     from unbraid.systems.attention_sinks.experiments.streams import stream_study
 
     name, progress, seed = given["model"], given["progress"], given["seed"]
@@ -201,16 +200,3 @@ def load(name: str, device: str | None, dtype: str | None, progress: bool | None
     if loaded.tokenizer is None:
         raise UnbraidError(f"{name} has no tokenizer, and this study reads text; save one beside the model.")
     return loaded.model.eval(), loaded.tokenizer
-
-
-@contextmanager
-def bar(progress: bool | None, label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr that `step` moves; None shows it on a terminal."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
-
-    shown = sys.stderr.isatty() if progress is None else progress
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as live:
-        task = live.add_task(label, total=total)
-        yield lambda n: live.advance(task, n)

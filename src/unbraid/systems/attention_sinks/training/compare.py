@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 from unbraid.core.errors import UnbraidError
+from unbraid.core.pieces import Pieces
 from unbraid.systems.attention_sinks.training.lm import train_lm
 from unbraid.systems.attention_sinks.variants.catalogue import REGISTERS, VARIANTS
 
@@ -57,10 +57,12 @@ def compare(
             f"seeds={list(seeds)}, steps={steps}, length={length}, batch={batch}: give a seed, 1 step, 8 tokens."
         )
     rows = []
+    store = Pieces(keep)
+    setting = {"size": size, "steps": steps, "batch": batch, "length": length, "lr": lr}
     for seed in seeds:  # all variants of a seed before the next, so that a run cut short compares all of them
         for name in names:
-            setting = {"size": size, "steps": steps, "batch": batch, "length": length, "lr": lr}
-            rows.append(_row(name, seed, setting, keep))
+            key = {"variant": name, "seed": seed, **setting}
+            rows.append(store.get("variant", key, partial(_row, name, seed, setting)))
             if on_row is not None:
                 on_row(rows[-1])
     return rows
@@ -79,25 +81,14 @@ def names_of(variants: Sequence[str] | None) -> list[str]:
     return names
 
 
-def _row(name: str, seed: int, setting: dict[str, Any], keep: Path | None) -> dict[str, Any]:
-    tag = "-".join(f"{v:g}" if isinstance(v, float) else str(v) for v in setting.values())
-    path = None if keep is None else Path(keep) / f"variant-{name}-{seed}-{tag}.json"
-    if path is not None and path.is_file():
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return {k: v for k, v in data.items() if k != "setting"}
+def _row(name: str, seed: int, setting: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     _, measured = train_lm(name, seed=seed, progress=False, **setting, **SETTINGS.get(name, {}))
     seconds = time.perf_counter() - began
-    row = {
+    return {
         "variant": name, "seed": seed, **measured, "seconds": round(seconds, 2),
         "tokens per second": round(setting["steps"] * setting["batch"] * setting["length"] / seconds),
     }  # fmt: skip
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps({**row, "setting": setting}), encoding="utf-8")
-        os.replace(part, path)
-    return row
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
