@@ -1,0 +1,1 @@
+"""Losses, and training helpers around them, that two or more systems use."""
