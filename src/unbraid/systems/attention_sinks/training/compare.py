@@ -18,17 +18,21 @@ from unbraid.systems.attention_sinks.variants.catalogue import REGISTERS, VARIAN
 
 SETTINGS: dict[str, dict[str, Any]] = {"registers": {"count": 1}}
 CONTROL = "softmax"
-MEASURES = ("loss", "sink heads", "first-token share", "kurtosis", "largest / median", "row sum", "tokens per second")
+MEASURES = (
+    "loss", "repeated loss", "sink heads", "strongest head", "first-token share", "kurtosis", "largest / median",
+    "row sum", "tokens per second",
+)  # fmt: skip
 
 
 def compare(
     variants: Sequence[str] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
-    size: str = "small",
-    steps: int = 600,
+    size: str = "mini",
+    steps: int = 1500,
     batch: int = 16,
     length: int = 128,
-    lr: float = 3e-3,
+    lr: float = 8e-3,
+    repeats: bool = True,
     keep: Path | None = None,
     on_row: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -42,6 +46,7 @@ def compare(
         batch: windows per step.
         length: tokens per window.
         lr: peak learning rate, the same for all.
+        repeats: train on repeated passages, see `train_lm`.
         keep: folder for finished rows; a later call reads them back.
         on_row: called with each row as it is there.
 
@@ -58,7 +63,7 @@ def compare(
         )
     rows = []
     store = Pieces(keep)
-    setting = {"size": size, "steps": steps, "batch": batch, "length": length, "lr": lr}
+    setting = {"size": size, "steps": steps, "batch": batch, "length": length, "lr": lr, "repeats": repeats}
     for seed in seeds:  # all variants of a seed before the next, so that a run cut short compares all of them
         for name in names:
             key = {"variant": name, "seed": seed, **setting}

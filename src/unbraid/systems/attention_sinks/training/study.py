@@ -32,11 +32,12 @@ SINK = 0.1  # first-token share of the control below which there is no sink to r
 def run_variants(
     variants: Sequence[str] = (),
     seeds: int = 3,
-    size: str = "small",
-    steps: int = 600,
+    size: str = "mini",
+    steps: int = 1500,
     batch: int = 16,
     length: int = 128,
-    lr: float = 3e-3,
+    lr: float = 8e-3,
+    repeats: bool = True,
     toy_seeds: int = 2,
     keep: Path | None = None,
     seed: int = 0,
@@ -52,6 +53,7 @@ def run_variants(
         batch: windows per step.
         length: tokens per window.
         lr: peak learning rate.
+        repeats: train on repeated passages of text, which makes sinks in minutes; False: on plain text.
         toy_seeds: seeds of the toy; 0 leaves it out.
         keep: folder for finished rows; a run started again with it goes on where it stopped.
         seed: the first seed.
@@ -70,11 +72,12 @@ def run_variants(
                 tick()
     with bar(progress, "Language models", seeds * len(names)) as tick:
         rows = compare(
-            names, range(seed, seed + seeds), size, steps, batch, length, lr, keep, lambda _: tick()
+            names, range(seed, seed + seeds), size, steps, batch, length, lr, repeats, keep, lambda _: tick()
         )  # fmt: skip
     table = summary(rows)
     shape = "width {}, {} blocks, {} heads".format(*WIDTHS[size])
-    caption = f"{shape}; {steps} steps of {batch} x {length} tokens of real English. +- are 95 % intervals over seeds."
+    kind = "repeated passages of real English" if repeats else "real English"
+    caption = f"{shape}; {steps} steps of {batch} x {length} tokens of {kind}. +- are 95 % intervals over seeds."
     tables = {"toy": toy_rows(toys), "runs": rows, "variants": describe_variants()}
     return Result(
         CARD.slug,
@@ -186,11 +189,12 @@ def remarks(table: list[dict[str, Any]]) -> list[str]:
 def main(
     variants: Annotated[str, typer.Option(help="Names, commas between; none: all.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per variant.")] = 3,
-    size: Annotated[str, typer.Option(help=f"Of the language models: {', '.join(WIDTHS)}.")] = "small",
-    steps: Annotated[int, typer.Option(min=1, help="Of their training.")] = 600,
+    size: Annotated[str, typer.Option(help=f"Of the language models: {', '.join(WIDTHS)}.")] = "mini",
+    steps: Annotated[int, typer.Option(min=1, help="Of their training.")] = 1500,
     batch: Annotated[int, typer.Option(min=1, help="Windows per step.")] = 16,
     length: Annotated[int, typer.Option(min=8, help="Tokens per window.")] = 128,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 8e-3,
+    repeats: Annotated[bool, typer.Option(help="Train on repeated passages, which makes sinks in minutes.")] = True,
     toy_seeds: Annotated[int, typer.Option(min=0, help="Seeds of the toy.")] = 2,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     keep: Annotated[Path, typer.Option(help="Folder for finished rows.")] = Path("runs/studies/attention_variants"),
@@ -202,7 +206,7 @@ def main(
     """
     names = [v.strip() for v in variants.split(",") if v.strip()]
     try:
-        result = run_variants(names, seeds, size, steps, batch, length, lr, toy_seeds, keep, seed)
+        result = run_variants(names, seeds, size, steps, batch, length, lr, repeats, toy_seeds, keep, seed)
     except UnbraidError as error:
         typer.echo(f"unbraid: {error}", err=True)
         raise typer.Exit(2) from None
