@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from unbraid.core.errors import UnbraidError
+from unbraid.data import draws
+from unbraid.data.tables import Render, as_factors, as_sizes, grid_rows, one_by_one
 
 if TYPE_CHECKING:
-    from torch.utils.data import DataLoader
+    from pathlib import Path
 
-Render = Callable[[int], Any]
+    from torch.utils.data import DataLoader
 
 
 class FactorData:
@@ -25,6 +27,7 @@ class FactorData:
         names: [f] names of the factors; None: f0, f1, ...
         sizes: [f] how many values a factor has, or None for a continuous one. None: of integers, the greatest value
             plus one; of floats, all continuous. A factor with a size must hold whole numbers below it.
+        batched: a function ``x`` takes [k] indices and returns [k, ...] observations at once.
 
     Raises:
         UnbraidError: lengths differ, a value is not finite or beyond its size, or names are not different.
@@ -44,26 +47,32 @@ class FactorData:
         factors: Any,
         names: Sequence[str] | None = None,
         sizes: Sequence[int | None] | None = None,
+        *,
+        batched: bool = False,
     ) -> None:
-        self.factors = _as_factors(factors)
+        self.factors = as_factors(factors)
         n, count = self.factors.shape
         self.names = tuple(f"f{i}" for i in range(count)) if names is None else tuple(str(name) for name in names)
         if len(self.names) != count or len(set(self.names)) < count:
             raise UnbraidError(f"names must be {count} different names, one per factor, not {list(self.names)}.")
-        self.sizes = _as_sizes(sizes, self.factors, self.names)
-        self._render: Render | None = x if callable(x) else None
+        self.sizes = as_sizes(sizes, self.factors, self.names)
+        self._render: Render | None = (x if batched else one_by_one(x)) if callable(x) else None
         self._x = None if callable(x) else np.asarray(x)
         if self._x is not None and (self._x.ndim == 0 or len(self._x) != n or self._x.dtype == object):
             raise UnbraidError(f"x must be an array of {n} observations, as there are factors, not of {self._x.shape}.")
         self._index = np.arange(n)
+        self._table = self.factors  # of all observations, known ones: what an intervention looks in
 
     @classmethod
-    def grid(cls, sizes: Mapping[str, int], render: Callable[[np.ndarray], Any]) -> FactorData:
+    def grid(
+        cls, sizes: Mapping[str, int], render: Callable[[np.ndarray], Any], *, batched: bool = False
+    ) -> FactorData:
         """All combinations of factors once, the last factor changing fastest.
 
         Args:
             sizes: name -> number of values.
-            render: [f] factors -> observation.
+            render: [f] factors -> observation; or, batched, [k, f] factors -> [k, ...] observations.
+            batched: what ``render`` takes.
 
         Raises:
             UnbraidError: a size is not a positive whole number.
@@ -73,8 +82,8 @@ class FactorData:
             raise UnbraidError(
                 f"sizes must be name -> positive whole number, for at least one factor, not {dict(sizes)}."
             )
-        rows = np.array(list(product(*(range(size) for size in sizes.values()))), dtype=np.int64)
-        return cls(lambda i: render(rows[i]), rows, tuple(sizes), tuple(sizes.values()))
+        rows = grid_rows(tuple(int(size) for size in sizes.values()))
+        return FactorData(lambda i: render(rows[i]), rows, tuple(sizes), tuple(sizes.values()), batched=batched)
 
     @property
     def x(self) -> np.ndarray:
@@ -88,7 +97,7 @@ class FactorData:
             return self._x[at]
         if self._render is None or not len(at):
             raise UnbraidError("no observation was asked for, so there is nothing to render.")
-        return np.stack([np.asarray(self._render(int(i))) for i in at])
+        return self._render(at)
 
     def __len__(self) -> int:
         return len(self.factors)
@@ -100,8 +109,12 @@ class FactorData:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} observations")
         at = int(self._index[index])
-        x = self._x[at] if self._x is not None else self._render(at)  # type: ignore[misc]
+        x = self._x[at] if self._x is not None else self._render(np.array([at]))[0]  # type: ignore[misc]
         return x, self.factors[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, np.ndarray]]:
+        """What torch's DataLoader asks for a batch: all of it rendered at once."""
+        return list(zip(self.render(indices), self.factors[np.asarray(indices, np.int64)], strict=True))
 
     def __iter__(self) -> Iterator[tuple[Any, np.ndarray]]:
         return (self[i] for i in range(len(self)))
@@ -142,9 +155,12 @@ class FactorData:
         at = at.astype(np.int64)
         if at.size and (at.min() < -len(self) or at.max() >= len(self)):
             raise UnbraidError(f"subset was asked for index {at.max()} or {at.min()} of {len(self)} observations.")
+        return self._with(self.factors[at], self._index[at])
+
+    def _with(self, factors: np.ndarray, index: np.ndarray) -> FactorData:
         made = object.__new__(FactorData)
         made.names, made.sizes, made._render, made._x = self.names, self.sizes, self._render, self._x
-        made.factors, made._index = self.factors[at], self._index[at]
+        made.factors, made._index, made._table = factors, index, self._table
         return made
 
     def sample(self, n: int, seed: int, *, replace: bool = False) -> FactorData:
@@ -179,28 +195,157 @@ class FactorData:
         Raises:
             UnbraidError: no two observations share these factors (with continuous ones they hardly ever do).
         """
-        listed = [share] if isinstance(share, str | int | np.integer) else list(share)
-        columns = [self.column(name) for name in listed]
+        columns = self._columns(share)
         if n < 1 or not columns:
             raise UnbraidError(f"pairs needs n of at least 1 and a factor to share, not n={n!r} and share={share!r}.")
-        _, group = np.unique(self.factors[:, columns], axis=0, return_inverse=True)
-        group = group.reshape(-1)
-        order = np.argsort(group, kind="stable")
-        sizes = np.bincount(group)
-        first_of = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        able = np.flatnonzero(sizes[group] > 1)
-        if not able.size:
+        rng = np.random.default_rng(seed)
+        one, other = draws.partners(self.factors[:, columns], np.asarray(self.known[:, columns].all(axis=1)), n, rng)
+        if not one.size:
             raise UnbraidError(
                 f"no two observations share {[self.names[c] for c in columns]}; share others, or take more data."
             )
-        rng = np.random.default_rng(seed)
-        one = rng.choice(able, n)
-        # a step of 1 to size - 1 within the group, round its end, reaches every partner equally often and never itself
-        size, start = sizes[group[one]], first_of[group[one]]
-        other = order[start + (place[one] - start + rng.integers(1, size)) % size]
         return self.subset(one), self.subset(other)
+
+    def counterfactuals(self, n: int, change: str | int | Sequence[str | int], seed: int) -> tuple[FactorData, ...]:
+        """``n`` pairs that agree in all factors but the named ones: the same thing before and after a change.
+
+        Args:
+            n: how many; pairs may repeat.
+            change: name, number, or several of them: at least one of these differs, all others are equal.
+            seed: the same seed gives the same pairs.
+
+        Returns:
+            Before and after, both of length n.
+
+        Raises:
+            UnbraidError: no two observations differ in these factors alone.
+        """
+        columns = self._columns(change)
+        rest = [c for c in range(len(self.names)) if c not in columns]
+        if not columns or not rest:
+            raise UnbraidError(f"change must name some of {', '.join(self.names)}, not none or all: {change!r}.")
+        return self.pairs(n, rest, seed)
+
+    def correlated(
+        self, n: int, pairs: Sequence[Any], seed: int, *, sigma: float = 0.2, opposed: bool = False
+    ) -> FactorData:
+        """``n`` observations, with repeats, in which pairs of factors go together as they do not in the whole.
+
+        A row's weight is the product over pairs of exp(-(u - v)^2 / (2 sigma^2)), u and v being the two factors brought
+        to 0..1 (arXiv 2006.07886).
+
+        Args:
+            n: how many.
+            pairs: two names or numbers, or a list of such pairs.
+            seed: the same seed gives the same ones.
+            sigma: 0.1 binds strongly, 0.7 hardly; the authors use 0.2, 0.4 and 0.7.
+            opposed: high values of one go with low values of the other.
+
+        Raises:
+            UnbraidError: a pair is no pair of different factors, their labels are hidden, or sigma is not positive.
+        """
+        two = len(pairs) == 2 and not any(isinstance(item, list | tuple) for item in pairs)
+        listed = [tuple(self.column(name) for name in pair) for pair in ([pairs] if two else pairs)]
+        if (
+            n < 1
+            or not len(self)
+            or not sigma > 0
+            or not listed
+            or any(len(set(p)) != 2 or len(p) != 2 for p in listed)
+        ):
+            raise UnbraidError(
+                f"correlated needs n of at least 1, pairs of two different factors and a positive sigma, not n={n!r}, "
+                f"pairs={pairs!r}, sigma={sigma!r}."
+            )
+        factors = self.factors.astype(np.float64)
+        self._need_known(sorted({c for pair in listed for c in pair}))
+        if opposed:
+            flipped = {second for _, second in listed}
+            factors[:, list(flipped)] *= -1
+        at = draws.correlated(factors, listed, sigma, n, np.random.default_rng(seed))  # type: ignore[arg-type]
+        return self.subset(at)
+
+    def intervene(self, factor: str | int, value: float) -> FactorData:
+        """The same observations with one factor set to a value and all others left alone: do(factor = value).
+
+        They are looked up in the data that this was taken from, so a sample of a whole grid has all of them.
+
+        Args:
+            factor: name or number.
+            value: what it is set to.
+
+        Raises:
+            UnbraidError: labels are hidden, or an observation with these factors does not exist.
+        """
+        column = self.column(factor)
+        self._need_known(range(len(self.names)))
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
+            raise UnbraidError(f"a factor is set to a number, not to {value!r}.")
+        wanted = self.factors.copy()
+        wanted[:, column] = value
+        at = draws.counterparts(self._table, wanted)
+        missing = at < 0
+        if missing.any() or (wanted[:, column] != value).any():
+            raise UnbraidError(
+                f"{int(missing.sum()) or len(self)} of {len(self)} observations have no counterpart with "
+                f"{self.names[column]} = {value}: it has "
+                + (f"values 0 to {(self.sizes[column] or 1) - 1}" if self.sizes[column] else "continuous values")
+                + ", and the data must hold all others alike (a whole grid does)."
+            )
+        return self._with(wanted, at)
+
+    def hide(
+        self, share: float, seed: int, factors: str | int | Sequence[str | int] | None = None, *, rows: bool = False
+    ) -> FactorData:
+        """The same observations with labels missing: -1 (NaN where a factor is continuous).
+
+        Args:
+            share: of the labels of each of these factors, 0 to 1; so many are taken away exactly, rounded.
+            seed: the same seed hides the same ones.
+            factors: name, number or several; None: all.
+            rows: hide all these labels of an observation or none, instead of each factor on its own.
+
+        Raises:
+            UnbraidError: the share is none.
+        """
+        columns = list(range(len(self.names))) if factors is None else self._columns(factors)
+        mask = draws.hidden(len(self), columns, draws.shares_checked(share, "share"), np.random.default_rng(seed), rows)
+        table = self.factors.copy()
+        for j, column in enumerate(columns):
+            table[mask[:, j], column] = draws.UNKNOWN if self.sizes[column] is not None else np.nan
+        return self._with(table, self._index)
+
+    @property
+    def known(self) -> np.ndarray:
+        """[n, f] True where a label is there, False where `hide` took it away."""
+        hidden = [draws.unknown(c, size) for c, size in zip(self.factors.T, self.sizes, strict=True)]
+        return ~np.stack(hidden, axis=1)
+
+    def cached(self, folder: str | Path, *, progress: bool | None = None) -> FactorData:
+        """The same data with all observations in a memory-mapped file, written once and found again.
+
+        Args:
+            folder: where; the file's name holds a digest of what the data are, so several may share a folder.
+            progress: None shows a bar on a terminal.
+
+        Raises:
+            UnbraidError: the folder cannot be written to, or has too little room.
+        """
+        from unbraid.data.cache import stored
+
+        kept = stored(self, folder, progress=progress)
+        made = self._with(self.factors, np.arange(len(self)))
+        made._x, made._render, made._table = kept, None, self.factors
+        return made
+
+    def _columns(self, given: str | int | Sequence[str | int]) -> list[int]:
+        listed = [given] if isinstance(given, str | int | np.integer) else list(given)
+        return [self.column(name) for name in listed]
+
+    def _need_known(self, columns: Iterable[int]) -> None:
+        lost = [self.names[c] for c in columns if not self.known[:, c].all()]
+        if lost:
+            raise UnbraidError(f"labels of {', '.join(lost)} are hidden; draw first and hide afterwards.")
 
     def split(self, shares: float | Sequence[float], seed: int) -> tuple[FactorData, ...]:
         """Disjoint parts, drawn at random.
@@ -234,34 +379,3 @@ class FactorData:
 
         generator = torch.Generator().manual_seed(seed)
         return DataLoader(self, batch_size, shuffle=True, drop_last=drop_last, generator=generator)  # type: ignore[arg-type]
-
-
-def _as_factors(factors: Any) -> np.ndarray:
-    array = np.asarray(factors)
-    if array.ndim != 2 or array.shape[1] < 1 or array.dtype.kind not in "biuf":
-        raise UnbraidError(f"factors must be numbers of shape [n, f], not {array.dtype} of shape {array.shape}.")
-    if not np.isfinite(array).all():
-        raise UnbraidError("factors hold NaN or infinity; every observation needs its true factors.")
-    return array.astype(np.int64) if array.dtype.kind in "biu" else array.astype(np.float64)
-
-
-def _as_sizes(
-    sizes: Sequence[int | None] | None, factors: np.ndarray, names: tuple[str, ...]
-) -> tuple[int | None, ...]:
-    if sizes is None:
-        if factors.dtype.kind == "f":
-            return (None,) * len(names)
-        sizes = [int(column.max(initial=0)) + 1 for column in factors.T]
-    if len(sizes) != len(names):
-        raise UnbraidError(f"sizes must be {len(names)} numbers, one per factor, not {list(sizes)}.")
-    for name, size, column in zip(names, sizes, factors.T, strict=True):
-        if size is None:
-            continue
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-            raise UnbraidError(f"the size of factor {name!r} is {size!r}; it must be a positive whole number or None.")
-        if (column < 0).any() or (column >= size).any() or (column != np.floor(column)).any():
-            raise UnbraidError(
-                f"factor {name!r} has values from {column.min():g} to {column.max():g}; with size {size} they must be "
-                f"whole numbers from 0 to {size - 1} (give size None if it is continuous)."
-            )
-    return tuple(None if size is None else int(size) for size in sizes)
