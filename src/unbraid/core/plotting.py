@@ -10,6 +10,7 @@ import numpy as np
 
 from unbraid.core.errors import UnbraidError
 from unbraid.core.figures import Audio, Bars, Figure, HeadMap, HtmlText, Image, Lines, Scatter
+from unbraid.core.heatmap import HeatMap
 from unbraid.core.wav import decode_wav
 
 if TYPE_CHECKING:
@@ -80,6 +81,25 @@ def _map(figure: HeadMap, ax: Axes) -> None:
     if marked:
         across, down = zip(*marked, strict=True)
         ax.scatter(across, down, marker="s", facecolors="none", edgecolors="black", s=40)
+
+
+_COLOURS = {True: "RdBu_r", False: "viridis"}
+
+
+def _heat(figure: HeatMap, ax: Axes) -> None:
+    low, high, diverging = figure.range
+    image = ax.imshow(
+        figure.array,
+        aspect="auto",
+        interpolation="nearest",
+        vmin=low,
+        vmax=high,
+        cmap="RdBu_r" if diverging else "viridis",
+    )
+    ax.set_xticks(range(len(figure.columns)), [_plain(name) for name in figure.columns], rotation=30, ha="right")
+    ax.set_yticks(range(len(figure.rows)), [_plain(name) for name in figure.rows])
+    ax.set(xlabel=_plain(figure.x_label), ylabel=_plain(figure.y_label))
+    ax.figure.colorbar(image, ax=ax)
 
 
 def _lines(figure: Lines, ax: Axes) -> None:
@@ -158,6 +178,7 @@ def _waveform(figure: Audio, ax: Axes) -> None:
 def _drawer(figure: Figure) -> Callable[[Any, Axes], None] | None:
     known: tuple[tuple[type[Figure], Callable[[Any, Axes], None] | None], ...] = (
         (HeadMap, _map),
+        (HeatMap, _heat),
         (Lines, _lines),
         (Bars, _bars),
         (Image, _picture),

@@ -16,6 +16,7 @@ import numpy as np
 from unbraid.core.claim import Claim, Table
 from unbraid.core.errors import UnbraidError
 from unbraid.core.figures import Audio, Bars, Figure, HeadMap, HtmlText, Image, Lines, Scatter, figure_from_dict
+from unbraid.core.heatmap import HeatMap
 from unbraid.core.plain import plain, text
 from unbraid.core.provenance import provenance
 from unbraid.core.series import Series
@@ -31,6 +32,7 @@ __all__ = [
     "Claim",
     "Figure",
     "HeadMap",
+    "HeatMap",
     "HtmlText",
     "Image",
     "Lines",

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 from unbraid.core.claim import Table
 from unbraid.core.errors import UnbraidError
 from unbraid.core.figures import Audio, Bars, Figure, HeadMap, HtmlText, Image, Lines
+from unbraid.core.heatmap import HeatMap
 from unbraid.core.page import tables
 from unbraid.core.page.bars import bars
 from unbraid.core.page.charts import legend as make_legend
 from unbraid.core.page.colour import stylesheet
 from unbraid.core.page.describe import describe
 from unbraid.core.page.headmap import headmap
+from unbraid.core.page.heatmap import heatmap
 from unbraid.core.page.limits import Limits, clip
 from unbraid.core.page.lines import lines
 from unbraid.core.page.markup import Markup, el, join
@@ -104,6 +106,7 @@ def _origin(meta: Mapping[str, Any]) -> dict[str, Any]:
 Drawer = Callable[[Any, Limits, str], tuple[Markup, str]]
 _DRAWERS: tuple[tuple[type[Figure], Drawer], ...] = (
     (HeadMap, headmap),
+    (HeatMap, heatmap),
     (Lines, lines),
     (Bars, bars),
     (HtmlText, coloured),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from unbraid.core.figures import Bars, Figure, HeadMap, HtmlText, Lines, Scatter
+from unbraid.core.heatmap import HeatMap
 from unbraid.core.page.headmap import Scale, strongest
 from unbraid.core.series import Series
 from unbraid.core.show import show
@@ -17,6 +18,8 @@ def describe(figure: Figure) -> str:
     title = f"{figure.title}. " if figure.title else ""
     if isinstance(figure, HeadMap):
         return title + _map(figure)
+    if isinstance(figure, HeatMap):
+        return title + _table(figure)
     if isinstance(figure, Scatter):
         return (
             title
@@ -46,6 +49,17 @@ def _map(figure: HeadMap) -> str:
         f"Head map of {figure.scores.name}: {len(figure.scores.sites)} sites by {array.shape[1]} heads, "
         f"from {show(float(there.min()))} to {show(float(there.max()))}; first are {named}."
     )
+
+
+def _table(figure: HeatMap) -> str:
+    array = figure.array
+    told = []
+    for name, row in zip(figure.rows, array, strict=True):
+        if np.isfinite(row).any():
+            at = int(np.nanargmax(np.abs(row)))
+            told.append(f"{name}: {figure.columns[at]} ({show(float(row[at]))})")
+    size = f"{len(figure.rows)} {figure.y_label or 'rows'} by {len(figure.columns)} {figure.x_label or 'columns'}"
+    return f"Heat map of {size}; the greatest of each row: {'; '.join(told[:12]) or 'no values'}."
 
 
 def _named(one: Series) -> str:

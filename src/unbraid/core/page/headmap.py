@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from unbraid.core.figures import HeadMap
+from unbraid.core.heatmap import HeatMap, colour_range
 from unbraid.core.page.charts import svg
 from unbraid.core.page.colour import LEVELS
 from unbraid.core.page.limits import Limits
@@ -18,18 +19,9 @@ LISTED = 10
 class Scale:
     """From values to the classes of colours: q0..q63 from low to high, or d0..d64 around zero."""
 
-    def __init__(self, figure: HeadMap) -> None:
-        values = figure.scores.array[np.isfinite(figure.scores.array)]
-        low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
-        self.diverging = figure.scale == "diverging" or (figure.scale == "auto" and low < 0 < high)
-        if figure.limits is not None:
-            low, high = figure.limits
-        elif self.diverging:
-            high = max(abs(low), abs(high)) or 1.0
-            low = -high
-        elif 0 < low < 0.35 * high:
-            low = 0.0
-        self.low, self.high = (low, high) if low < high else (low, low + (abs(low) or 1.0))
+    def __init__(self, figure: HeadMap | HeatMap) -> None:
+        values = figure.array if isinstance(figure, HeatMap) else figure.scores.array
+        self.low, self.high, self.diverging = colour_range(values, figure.scale, figure.limits)
 
     def level(self, value: float) -> str:
         """The class of a value; values beyond the ends have the colour of the end."""
