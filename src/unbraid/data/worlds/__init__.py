@@ -24,9 +24,9 @@ LEAST, MOST = 8, 1024
 DRAWS = 10_000
 _HOMES = {
     "sprites": "sprites:Sprites",
-    # "shapes3d": "room:Room",
-    # "cars3d": "cars:Cars",
-    # "mpi3d": "arm:Arm",
+    "shapes3d": "room:Room",
+    "cars3d": "cars:Cars",
+    "mpi3d": "arm:Arm",
     "xy": "flat:Squares",
     "discs": "flat:Discs",
     "digits": "digits:Digits",
