@@ -82,8 +82,8 @@ class Dynamics:
         collapsed = step > self.warm and all(label == "passive" for label in labels)
         if collapsed:
             self.alarms.append(
-                f"Step {step}: all {len(labels)} latents are passive (KL {found.kl.sum():.3g} nats in all): the decoder "
-                "ignores the code. Lower the regularisation, or anneal it."
+                f"Step {step}: all {len(labels)} latents are passive (KL {found.kl.sum():.3g} nats in all): the "
+                "decoder ignores the code. Lower the regularisation, or anneal it."
             )
         return collapsed and self.stop
 

@@ -35,7 +35,9 @@ def informative(labels: Sequence[str]) -> list[int]:
     return [j for j, label in enumerate(labels) if label != "passive"]
 
 
-def scores(moments: Moments, labels: Sequence[str], codes: dict[str, np.ndarray], bins: int = 20) -> list[dict[str, Any]]:
+def scores(
+    moments: Moments, labels: Sequence[str], codes: dict[str, np.ndarray], bins: int = 20
+) -> list[dict[str, Any]]:
     """One row per index set and representation.
 
     Covariances of samples are the closed form, so the scores from them carry no sampling noise. The mutual information

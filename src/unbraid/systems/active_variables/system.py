@@ -14,12 +14,19 @@ from unbraid.data.factors import FactorData
 from unbraid.data.observations import Observations
 from unbraid.layers.vae import GaussianVAE
 from unbraid.systems.active_variables import CARD
-from unbraid.systems.active_variables.adapters import Output, Posterior, Spatial, evaluating, home, posterior, suspicious
+from unbraid.systems.active_variables.adapters import (
+    Output,
+    Posterior,
+    Spatial,
+    evaluating,
+    home,
+    posterior,
+    suspicious,
+)
 from unbraid.systems.active_variables.labels import AU, Bootstrap, agreement, check_bounds, classify, criteria
-from unbraid.systems.active_variables.statistics import Moments, predicted_correlation
 from unbraid.systems.active_variables.pruning import Pruned, prune
 from unbraid.systems.active_variables.scores import informative, scores
-
+from unbraid.systems.active_variables.statistics import Moments, predicted_correlation
 
 CODES_KEPT = 20_000_000  # numbers; beyond, codes are not kept, and scores that need them are left out
 
@@ -157,10 +164,11 @@ class ActiveVariables(System):
         ]
         self.mean_cov_ = np.cov(mu.T, bias=True).reshape(mu.shape[1], mu.shape[1])
         self.soft_, self.by_, self.n_ = None, {}, len(mu)
-        self._moments, self._codes = None, codes
+        self._codes = codes
+        vars(self).pop("_moments", None)  # of an earlier fit
         self.notes_.append(
-            f"The encoder has no variances, so the paper's labels do not exist: active here means Var(mu) > {AU}, which "
-            "cannot tell mixed latents."
+            f"The encoder has no variances, so the paper's labels do not exist: active here means Var(mu) > {AU}, "
+            "which cannot tell mixed latents."
         )
         return self
 
@@ -227,8 +235,8 @@ class ActiveVariables(System):
         found: Moments | None = vars(self).get("_moments")
         if found is None:
             raise UnbraidError(
-                "this needs the posteriors of fit(model, data): they are not saved, and encoders without variances have "
-                "none."
+                "this needs the posteriors of fit(model, data): they are not saved, and encoders without variances "
+                "have none."
             )
         return found
 
