@@ -12,7 +12,8 @@ from functools import lru_cache
 import numpy as np
 
 from unbraid.data.worlds import rays
-from unbraid.data.worlds.oracle import Reading, mean_square
+from unbraid.data.worlds.compare import mean_square
+from unbraid.data.worlds.oracle import Reading
 from unbraid.data.worlds.scene import Factor, Scene, hues, sizes_given, spread
 
 SIZES = {"floor hue": 10, "wall hue": 10, "object hue": 10, "scale": 8, "shape": 4, "orientation": 15}

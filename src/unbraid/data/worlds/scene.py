@@ -51,6 +51,7 @@ class Scene(ABC):
     """
 
     title: ClassVar[str] = ""
+    guided: ClassVar[bool] = False  # whether `starts` knows a way
     factors: tuple[Factor, ...]
     shape: tuple[int, int, int]
 
@@ -61,6 +62,10 @@ class Scene(ABC):
     def canonical(self, rows: np.ndarray) -> np.ndarray:
         """[n, f] the rows, each replaced by the first of those that make the same image."""
         return rows
+
+    def starts(self, images: np.ndarray) -> np.ndarray | None:
+        """[n, c, f] rows near those that made the images, for the oracle to go on from, where the scene knows a way."""
+        return None
 
     def search(self, images: np.ndarray) -> Reading | None:
         """The nearest of all images of the world, where the scene knows a way faster than looking at each."""

@@ -61,6 +61,7 @@ class Sprites(Scene):
     """
 
     title = "dSprites' structure: shape, scale, orientation, position"
+    guided = True
 
     def __init__(
         self,
@@ -100,6 +101,7 @@ class Sprites(Scene):
         self._values = [np.array(f.values[:] if f.unit else range(f.size or 1), np.float32) for f in self.factors]
         self._cells = max(512, 8 * size)
         self._half = int(np.ceil(RADIUS * 1.4 * size)) + 1
+        self._cuts: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def draw(self, rows: np.ndarray) -> np.ndarray:
         """[n, channels, height, width] images of [n, 6] indices."""
@@ -151,6 +153,55 @@ class Sprites(Scene):
         canvas[place] = cover
         return canvas[:, pad:-pad, pad:-pad]
 
+    def starts(self, images: np.ndarray) -> np.ndarray:
+        """[n, 6, 6] rows to go on from: the sprite is cut out round its centre of mass and compared with all shapes."""
+        grey, colour = self._grey(images)
+        templates, offsets, norms, rows = self._templates()
+        n, side, half = len(images), self.shape[1], self._half
+        x, y = _centre(grey, 1.3 * half)
+        left, top = x - half - 0.5, y - half - 0.5  # of the window whose middle pixel has its centre at (x, y)
+        cut = _cut(grey, left, top, 2 * half + 1).reshape(n, -1)
+        score = norms - 2 * cut @ templates.T
+        made = np.zeros((n, 6, 6), np.int64)
+        kinds = [np.flatnonzero(rows[:, 0] == kind) for kind in np.unique(rows[:, 0])]
+        near = np.argpartition(score, min(5, score.shape[1] - 1), axis=1)[:, :6]
+        near = np.pad(near, ((0, 0), (0, 6 - near.shape[1])), mode="edge")
+        for j, mine in enumerate(kinds):  # the nearest of each shape, in place of some of the nearest of all
+            near[:, j] = mine[score[:, mine].argmin(axis=1)]
+        made[:, :, 0] = colour[:, None]
+        made[:, :, 1:4] = rows[near]
+        for axis, at in ((4, x[:, None] - offsets[near, 0]), (5, y[:, None] - offsets[near, 1])):
+            grid = self._values[axis] * side
+            made[:, :, axis] = np.abs(at[:, :, None] - grid).argmin(axis=2)
+        return made
+
+    def _grey(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[n, height, width] sprites without colour and ground, and [n] the index of the colour."""
+        ground = np.median(images, axis=(2, 3), keepdims=True)
+        over = images - ground
+        total = np.maximum(over, 0).sum(axis=(2, 3))
+        rgb = self._rgb if self.shape[0] == 3 else np.ones((1, 1), np.float32)
+        unit = rgb / np.linalg.norm(rgb, axis=1, keepdims=True)
+        colour = (total @ unit.T).argmax(axis=1)
+        own = total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-9)
+        grey = np.einsum("nc,nchw->nhw", own if self.variant == "colour" else unit[colour], over)
+        peak = np.quantile(grey.reshape(len(grey), -1), 0.995, axis=1)
+        return (grey / np.maximum(peak, 1e-6)[:, None, None]).astype(np.float32), colour
+
+    def _templates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """All shapes, scales and turns cut out round their centres of mass: pixels, offsets, norms, factors."""
+        if self._cuts is None:
+            counts = [f.size or 1 for f in self.factors]
+            rows = np.zeros((counts[1] * counts[2] * counts[3], 6), np.int64)
+            rows[:, 1:4] = np.stack(np.unravel_index(np.arange(len(rows)), counts[1:4]), axis=1)
+            rows[:, 4:] = [counts[4] // 2, counts[5] // 2]
+            masks, half = self._masks(rows), self._half
+            x, y = _centre(masks, 3.0 * half)
+            middle = np.array([self._values[k][counts[k] // 2] * self.shape[1] for k in (4, 5)])
+            cuts = _cut(masks, x - half - 0.5, y - half - 0.5, 2 * half + 1).reshape(len(rows), -1)
+            self._cuts = cuts, np.stack([x, y], axis=1) - middle, np.square(cuts).sum(axis=1), rows[:, 1:4]
+        return self._cuts
+
     def canonical(self, rows: np.ndarray) -> np.ndarray:
         """Orientations of squares and ellipses within their symmetry."""
         size = self.factors[3].size or 1
@@ -158,3 +209,35 @@ class Sprites(Scene):
         made = rows.copy()
         made[:, 3] %= every[rows[:, 1]]
         return made
+
+
+def _centre(grey: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
+    """[n] column and row of the centre of mass of [n, height, width], within ``reach`` of where it is heaviest."""
+    from scipy.ndimage import uniform_filter
+
+    n, h, w = grey.shape
+    heavy = uniform_filter(grey, (0, max(3, h // 5), max(3, w // 5)), mode="constant").reshape(n, -1).argmax(axis=1)
+    y, x = heavy // w + 0.5, heavy % w + 0.5
+    rows, columns = np.arange(h) + 0.5, np.arange(w) + 0.5
+    mass = np.clip(grey - 0.15, 0, 1.2)  # what is left of noise beside the sprite weighs little
+    for _ in range(4):
+        near = mass * (np.abs(rows - y[:, None]) < reach)[:, :, None] * (np.abs(columns - x[:, None]) < reach)[:, None]
+        total = np.maximum(near.sum(axis=(1, 2)), 1e-6)
+        x = (near.sum(axis=1) * columns).sum(axis=1) / total
+        y = (near.sum(axis=2) * rows).sum(axis=1) / total
+    return x, y
+
+
+def _cut(grey: np.ndarray, left: np.ndarray, top: np.ndarray, width: int) -> np.ndarray:
+    """[n, width, width] windows of [n, height, width] from (left, top) on, between pixels where need be."""
+    n, h, w = grey.shape
+    pad = width
+    wide = np.pad(grey, ((0, 0), (pad, pad), (pad, pad)))
+    x0, y0 = np.floor(left).astype(np.int64), np.floor(top).astype(np.int64)
+    fx, fy = ((left - x0)[:, None, None]).astype(np.float32), ((top - y0)[:, None, None]).astype(np.float32)
+    at = np.arange(width + 1)
+    rows = np.clip(y0[:, None] + at + pad, 0, h + 2 * pad - 1)[:, :, None]
+    columns = np.clip(x0[:, None] + at + pad, 0, w + 2 * pad - 1)[:, None]
+    part = wide[np.arange(n)[:, None, None], rows, columns]
+    part = part[:, :-1] * (1 - fy) + part[:, 1:] * fy
+    return np.asarray(part[:, :, :-1] * (1 - fx) + part[:, :, 1:] * fx)

@@ -30,17 +30,18 @@ class World(FactorData):
         constants: keep factors with one value.
 
     Attributes:
+        kept: which of the scene's factors stand in the table.
         strides: [f] a row's index is ``factors @ strides``; None where the observations are no whole grid.
         constants: name -> value of the factors that were left out.
     """
 
     def __init__(self, scene: Scene, name: str, rows: np.ndarray | None = None, constants: bool = False) -> None:
         self.scene, self.name = scene, name
-        self._at = [k for k, f in enumerate(scene.factors) if constants or f.size != 1]
-        if not self._at:
+        self.kept = [k for k, f in enumerate(scene.factors) if constants or f.size != 1]
+        if not self.kept:
             raise UnbraidError("every factor of this world has one value only; give some of them more.")
-        kept = [scene.factors[k] for k in self._at]
-        self.constants = {f.name: f.values[0] for k, f in enumerate(scene.factors) if k not in self._at}
+        kept = [scene.factors[k] for k in self.kept]
+        self.constants = {f.name: f.values[0] for k, f in enumerate(scene.factors) if k not in self.kept}
         sizes = [f.size for f in kept]
         self.strides = None if rows is not None else strides_of([s or 1 for s in sizes])
         table = grid_rows([s or 1 for s in sizes]) if rows is None else rows
@@ -59,7 +60,7 @@ class World(FactorData):
     @property
     def details(self) -> tuple[Factor, ...]:
         """The factors with their kind, and what their values mean."""
-        return tuple(self.scene.factors[k] for k in self._at)
+        return tuple(self.scene.factors[k] for k in self.kept)
 
     @property
     def x(self) -> np.ndarray:
@@ -105,7 +106,7 @@ class World(FactorData):
 
     def canonical(self, factors: Any) -> np.ndarray:
         """[n, f] the same factors where an image has one reading; where it has several, the first of them."""
-        return self.scene.canonical(self._full(self._rows(factors)))[:, self._at]
+        return self.scene.canonical(self._full(self._rows(factors)))[:, self.kept]
 
     def same(self, one: Any, other: Any) -> np.ndarray:
         """[n, f] whether factors agree, up to what no image can tell (the four sides of a square)."""
@@ -164,10 +165,10 @@ class World(FactorData):
         return out
 
     def _full(self, rows: np.ndarray) -> np.ndarray:
-        if len(self._at) == len(self.scene.factors):
+        if len(self.kept) == len(self.scene.factors):
             return rows
         full = np.zeros((len(rows), len(self.scene.factors)), rows.dtype)
-        full[:, self._at] = rows
+        full[:, self.kept] = rows
         return full
 
     def _rows(self, factors: Any) -> np.ndarray:
