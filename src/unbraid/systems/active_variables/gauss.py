@@ -1,9 +1,13 @@
-"""Unsupervised scores from a covariance or a table of codes."""
+"""Unsupervised scores from a covariance, which is all that one pass over the data leaves.
+
+`unbraid.metrics.disentanglement` has the same scores for tables of codes; tests compare the two.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
+from unbraid.metrics.disentanglement import mi_score
 from unbraid.systems.active_variables.statistics import correlation
 
 
@@ -45,16 +49,10 @@ def effective_rank(cov: np.ndarray) -> float:
 
 
 def mutual_information(codes: np.ndarray, bins: int = 20) -> np.ndarray:
-    """[J, J] mutual information in nats between codes cut into equal-width bins; the diagonal holds entropies."""
+    """[J, J] mutual information in nats between codes cut into equal-width bins; 0 with a constant code."""
     z = np.asarray(codes, np.float64)
-    low, high = z.min(0), z.max(0)
-    width = np.where(high > low, high - low, 1)
-    cut = np.minimum(((z - low) / width * bins).astype(int), bins - 1)
-    hot = np.zeros((len(z), z.shape[1] * bins), np.float32)
-    hot[np.arange(len(z))[:, None], cut + bins * np.arange(z.shape[1])] = 1
-    joint = (hot.T @ hot).astype(np.float64).reshape(z.shape[1], bins, z.shape[1], bins) / len(z)
-    single = hot.mean(0, dtype=np.float64).reshape(z.shape[1], bins)
-    expected = single[:, :, None, None] * single[None, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(joint > 0, joint * np.log(joint / expected), 0)
-    return terms.sum((1, 3))
+    found = np.zeros((z.shape[1], z.shape[1]))
+    varied = z.max(0) > z.min(0)
+    if varied.any():
+        found[np.ix_(varied, varied)] = mi_score(z[:, varied], bins=bins)["matrix"]
+    return found

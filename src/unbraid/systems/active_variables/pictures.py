@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from unbraid.core.figures import Bars, Figure, Image, Lines, Scatter
+from unbraid.core.heatmap import HeatMap
 from unbraid.core.series import Series
 from unbraid.systems.active_variables.claims import over_seeds
 from unbraid.systems.active_variables.labels import KINDS
@@ -18,7 +19,6 @@ from unbraid.systems.active_variables.zoo import Model, heat
 STEPS = 9  # of a traversal, from -2 to 2
 SHOWN = 4  # latents of a kind
 ENLARGED, GAP = 3, 2
-BLUE, WHITE, RED = (np.array(c) for c in ((0.13, 0.34, 0.70), (1.0, 1.0, 1.0), (0.76, 0.16, 0.13)))
 
 
 def figures(f: Findings) -> list[Figure]:
@@ -83,36 +83,21 @@ def tile(images: np.ndarray, enlarged: int = ENLARGED) -> np.ndarray:
 def maps(model: Model) -> list[Figure]:
     """Correlations of mean and of sampled codes of one model."""
     mean, sampled, order = heat(model)
-    labels = model.active.labels_
-    listed = "; ".join(
-        f"{kind}: {', '.join(f'z{j}' for j in order if labels[j] == kind)}" for kind in KINDS if kind in labels
-    )
+    names = [f"z{j} {model.active.labels_[j]}" for j in order]
     out: list[Figure] = []
-    for name, table in (("mean", mean), ("sampled", sampled)):
+    for name, table, more in (
+        ("mean", mean, "Passive latents correlate with others, although the decoder does not look at them."),
+        ("sampled", sampled, "The noise of passive latents is independent of everything, and it is all they have."),
+    ):
         off = np.abs(table[~np.eye(len(table), dtype=bool)]).max(initial=0)
         out.append(
-            Image.from_array(
-                coloured(table, labels, order),
-                f"Correlation matrix of {name} codes; the largest beside the diagonal is {off:.2f} in size.",
-                f"Correlations of {name} codes, {model.spec.name}",
-                f"Red is +1, blue -1, white 0. From the top and from the left {listed}; black lines part the kinds. "
-                f"The largest beside the diagonal is {off:.2f} in size.",
+            HeatMap(
+                f"Correlations of {name} codes, {model.spec.name}", table, names, [n.split()[0] for n in names],
+                caption=f"{more} The largest beside the diagonal is {off:.2f} in size.", scale="diverging",
+                limits=(-1, 1),
             )
-        )
+        )  # fmt: skip
     return out
-
-
-def coloured(table: np.ndarray, labels: Sequence[str], order: Sequence[int], cell: int = 26) -> np.ndarray:
-    """A table from -1 to 1 as a picture, with black lines where the label changes."""
-    share = np.clip(table, -1, 1)[..., None]
-    colour = np.where(share < 0, WHITE + (BLUE - WHITE) * -share, WHITE + (RED - WHITE) * share)
-    big = colour.repeat(cell, 0).repeat(cell, 1)
-    big[::cell] = big[:, ::cell] = 0.85
-    for i in range(1, len(order)):
-        if labels[order[i]] != labels[order[i - 1]]:
-            big[i * cell - 1 : i * cell + 1] = 0
-            big[:, i * cell - 1 : i * cell + 1] = 0
-    return np.asarray(big)
 
 
 def gap_lines(f: Findings) -> list[Figure]:
