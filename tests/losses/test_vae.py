@@ -182,11 +182,11 @@ def test_objectives_are_the_sums_they_claim():
     assert float(numbers["capacity"]) == 1
     for estimator in ("mws", "mss"):
         loss, error, kl, codes, _ = loss_and_parts(BetaTCVAE(60, 5, estimator))
-        tc = float(terms.batch_total_correlation(*codes, 60, estimator))
+        tc = terms.batch_total_correlation(*codes, 60, estimator).item()
         assert loss == pytest.approx(error + kl + 4 * tc, rel=1e-5)
     for kind, factor in (("i", 10), ("ii", 1)):
         loss, error, kl, (_, mu, logvar), _ = loss_and_parts(DIPVAE(kind, 3))
-        assert loss == pytest.approx(error + kl + float(terms.dip_penalty(mu, logvar, kind, 3, 3 * factor)), rel=1e-5)
+        assert loss == pytest.approx(error + kl + terms.dip_penalty(mu, logvar, kind, 3, 3 * factor).item(), rel=1e-5)
 
 
 def test_factor_vae_gradients_go_where_they_belong():
@@ -285,6 +285,9 @@ def test_callbacks_see_the_vae_and_may_stop():
         (lambda: train_vae(net(), torch.full((4, 1, 16, 16), math.nan)), "NaN or infinity"),
         (lambda: train_vae(net(), torch.zeros(4, 3, 16, 16)), "is needed here"),
         (lambda: train_vae(net(), torch.zeros(4, 1, 16, 16), size="giant"), "size is 'giant'"),
+        (lambda: train_vae(net(), torch.zeros(4, 1, 16, 16), steps=0), "steps is 0"),
+        (lambda: train_vae(torch.nn.Linear(2, 2), torch.zeros(4, 2)), "a Linear is no VAE"),
+        (lambda: FactorVAE(3, width=0), "positive sizes"),
         (lambda: train_vae(net(), torch.zeros(4, 1, 16, 16), BetaVAE(1), 3.0), "given by name"),
     ],
 )

@@ -205,7 +205,8 @@ def test_a_trained_vae_has_passive_latents_whose_means_correlate_and_whose_sampl
     assert scores.largest_with(found.sampled_cov_, passive) <= 0.05
     table = {(r["set"], r["codes"]): r["total correlation"] for r in found.scores().records}
     assert table["full", "mean"] - table["full", "sampled"] > 0.5
-    kept = np.ix_(rest, rest)
+    clear = [j for j in rest if found.kl_[j] > 0.5]  # after so few steps one mixed latent is nearly collapsed
+    kept = np.ix_(clear, clear)
     gap = gauss.total_correlation(found.mean_cov_[kept]) - gauss.total_correlation(found.sampled_cov_[kept])
     assert abs(gap) < 0.05
     assert found.soft_.shape == (8, 3)
@@ -413,7 +414,7 @@ def test_downstream_rows_name_every_set_and_learner():
     world = make("sprites", 16, sizes={"scale": 1, "orientation": 1, "posX": 4, "posY": 8})
     spec = Spec("sprites", "beta", 0, 1.0, 0, 1, width=16, latents=3)
     model = measured(spec, image_vae(1, 16, 3, width=16, seed=0), world, world.x, 1_000)
-    rows = downstream(model, world, world.x, 60, 30)
+    rows = downstream(model, world, world.x, 40, 30)
     assert {r["learner"] for r in rows} == {"logistic", "boosting"}
     assert {"all means", "all samples", "uniform guess"} <= {r["codes"] for r in rows if r["learner"] == "logistic"}
     assert all(0 <= r[name] <= 1 for r in rows for name in ("shape", "posX", "posY", "mean", "least"))
@@ -446,10 +447,21 @@ def test_the_checks_of_the_sheet_hold_on_discs():
         (lambda: ActiveVariables().table(), r"call fit\(model, data\)"),
         (lambda: prune(image_vae(1, 16, 3), [], discs(5)), "at least one of the latents"),
         (lambda: prune(image_vae(1, 16, 3), [0, 3], discs(5)), "latents 0 to 2"),
+        (lambda: prune(nn.Linear(2, 2), [0], discs(5)), "only a GaussianVAE"),
+        (lambda: prune(image_vae(1, 16, 3), 2, discs(5)), "list of latents"),
+        (lambda: ActiveVariables(points=0).fit(image_vae(1, 16, 2), discs(5)), "points is 0"),
+        (lambda: ActiveVariables().fit(image_vae(1, 16, 2), discs(5), by="x"), "continuous"),
+        (lambda: ActiveVariables().fit(image_vae(1, 16, 1), discs(5)).scores(), "one latent"),
+        (lambda: ActiveVariables().fit(image_vae(1, 16, 2), discs(5)).transform(np.zeros((3, 4))), r"\[n, 2\]"),
+        (lambda: classify([np.nan], [0.1]), "with NaN"),
+        (lambda: index_sets(["actve"]), "'actve'"),
+        (lambda: Moments.of(np.zeros((3, 2)), np.zeros((3, 2))), "variances are positive"),
+        (lambda: accuracies(*(np.full((4, 1), np.nan),) * 4), "NaN or infinity"),
         (lambda: Dynamics(discs(5), every=0), "every=0"),
         (lambda: accuracies(np.zeros((5, 2)), np.zeros((4, 1)), np.zeros((3, 2)), np.zeros((3, 1))), "do not fit"),
         (lambda: unbraid.systems.active_variables.run(objectives=("vq",)), "no objective 'vq'"),
         (lambda: unbraid.systems.active_variables.run(levels=9), "levels is 9"),
+        (lambda: unbraid.systems.active_variables.run(steps=0), "steps is 0"),
         (lambda: unbraid.systems.active_variables.run(train=3_000), "lower them"),
     ],
 )

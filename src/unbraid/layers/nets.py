@@ -195,6 +195,7 @@ def _checked(channels: int, size: int, kind: Kind, width: int | None, norm: Norm
         raise UnbraidError(f"images of side {size!r} do not fit; the side must be at least 16 and divisible by 4.")
     if norm not in (None, "none", "batch"):
         raise UnbraidError(f"norm is {norm!r}; it must be 'batch' or 'none'.")
-    if channels < 1 or (width is not None and width < 1):
-        raise UnbraidError(f"channels={channels} and width={width} must be positive.")
+    for name, value in (("channels", channels), ("width", 1 if width is None else width)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UnbraidError(f"{name} is {value!r}; it must be a whole number of at least 1.")
     return width or DEFAULT_WIDTH[kind], norm or DEFAULT_NORM[kind]

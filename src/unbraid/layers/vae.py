@@ -90,6 +90,8 @@ class GaussianVAE(nn.Module):
         Raises:
             UnbraidError: the observations have another shape than the model was built for.
         """
+        if not isinstance(x, Tensor):
+            raise UnbraidError(f"encode takes a tensor, not a {type(x).__name__}; see encode_all for other data.")
         if self.shape is not None and tuple(x.shape[1:]) != self.shape:
             raise UnbraidError(f"this VAE was built for [B, {_list(self.shape)}]; given is [{_list(x.shape)}].")
         mu, logvar = self.encoder(x).chunk(2, dim=-1)
@@ -246,6 +248,8 @@ def signal_vae(
     options = {k: list(v) if isinstance(v, Sequence) and not isinstance(v, str) else v for k, v in locals().items()}
     options.pop("seed")
     _check_latents(latents)
+    if isinstance(shape, int) or not shape or any(not isinstance(s, int) or s < 1 for s in shape):
+        raise UnbraidError(f"shape is {shape!r}; it must be the sizes of one observation, such as (3, 64).")
     with seeded(seed):
         encoder = vector_encoder(shape, 2 * latents, hidden, norm)
         decoder = vector_decoder(shape, latents, list(hidden)[::-1], norm)

@@ -133,6 +133,8 @@ class Discriminator(nn.Sequential):
     """
 
     def __init__(self, latents: int, width: int = 1000, depth: int = 6) -> None:
+        if min(latents, width, depth) < 1:
+            raise UnbraidError(f"a discriminator needs positive sizes, not latents={latents}, {width=}, {depth=}.")
         sizes = [latents, *[width] * depth]
         parts: list[nn.Module] = []
         for a, b in pairwise(sizes):

@@ -99,8 +99,15 @@ def train_vae(
     if size not in SCHEDULES:
         raise UnbraidError(f"size is {size!r}; it must be one of {', '.join(SCHEDULES)}.")
     plan = SCHEDULES[size]
-    steps, batch, lr = steps or plan.steps, batch or plan.batch, lr or plan.lr
+    steps = plan.steps if steps is None else steps
+    batch = plan.batch if batch is None else batch
+    lr = plan.lr if lr is None else lr
+    for name, value in (("steps", steps), ("batch", batch)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UnbraidError(f"{name} is {value!r}; it must be a whole number of at least 1.")
     model: Any = vae
+    if not all(hasattr(vae, name) for name in ("encode", "logits", "latents", "likelihood", "shape")):
+        raise UnbraidError(f"a {type(vae).__name__} is no VAE; build one with unbraid.layers.vae.vae_for(data).")
     source = Observations(data, model.shape, unit=model.likelihood == "bernoulli")
     if isinstance(objective, str):
         with torch.random.fork_rng(devices=[]):  # a discriminator begins as the seed says

@@ -55,7 +55,7 @@ def accuracies(
         seed: of the learner.
 
     Raises:
-        UnbraidError: shapes do not fit.
+        UnbraidError: shapes do not fit, or values are not finite.
     """
     _check(train, train_factors, test, test_factors)
     found = []
@@ -85,7 +85,7 @@ def linear_r2(train: np.ndarray, train_factors: np.ndarray, test: np.ndarray, te
     """[K] R^2 on the test points of a linear regression with intercept; for continuous factors.
 
     Raises:
-        UnbraidError: shapes do not fit.
+        UnbraidError: shapes do not fit, or values are not finite.
     """
     _check(train, train_factors, test, test_factors)
     ones = [np.concatenate([z, np.ones((len(z), 1))], 1) for z in (train, test)]
@@ -100,3 +100,5 @@ def _check(train: np.ndarray, train_factors: np.ndarray, test: np.ndarray, test_
     fits = all(len(s) == 2 for s in shapes) and shapes[0][0] == shapes[1][0] and shapes[2][0] == shapes[3][0]
     if not fits or shapes[0][1] != shapes[2][1] or shapes[1][1] != shapes[3][1] or 0 in shapes[0]:
         raise UnbraidError(f"codes [n, J] and factors [n, K] of training and test points do not fit: {shapes}.")
+    if not all(np.isfinite(a).all() for a in (train, train_factors, test, test_factors)):
+        raise UnbraidError("codes or factors hold NaN or infinity; drop these points, or look at the model.")

@@ -31,12 +31,18 @@ def classify(var_mean: np.ndarray, var_var: np.ndarray, tau: float = 0.1, delta:
         [J] of "active", "mixed", "passive".
 
     Raises:
-        UnbraidError: a bound that makes no sense.
+        UnbraidError: a bound that makes no sense, or tables of other shapes or with values that are not finite.
     """
     check_bounds(tau, delta)
-    calm = np.asarray(var_var) < tau
-    passive = calm & (np.abs(np.asarray(var_mean) - 1) <= delta)
-    active = calm & (np.asarray(var_mean) <= delta)
+    mean, var = np.asarray(var_mean, np.float64), np.asarray(var_var, np.float64)
+    if mean.ndim != 1 or mean.shape != var.shape or not (np.isfinite(mean).all() and np.isfinite(var).all()):
+        raise UnbraidError(
+            f"means and variances of the posterior variances must be [J] finite numbers each, not {mean.shape} and "
+            f"{var.shape}{'' if mean.shape != var.shape or mean.ndim != 1 else ' with NaN or infinity'}."
+        )
+    calm = var < tau
+    passive = calm & (np.abs(mean - 1) <= delta)
+    active = calm & (mean <= delta)
     return [KINDS[0] if a else KINDS[2] if p else KINDS[1] for a, p in zip(active, passive, strict=True)]
 
 

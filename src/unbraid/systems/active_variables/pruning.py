@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -75,7 +76,12 @@ def prune(
 
 
 def _checked(vae: GaussianVAE, keep: Sequence[int]) -> list[int]:
-    kept = [int(j) for j in keep]
+    if not isinstance(vae, GaussianVAE):
+        raise UnbraidError(f"only a GaussianVAE can be pruned, not a {type(vae).__name__}.")
+    try:
+        kept = [operator.index(j) for j in keep]
+    except TypeError:
+        raise UnbraidError(f"keep is {keep!r}; it must be a list of latents, such as [0, 3].") from None
     if not kept or len(set(kept)) < len(kept) or min(kept) < 0 or max(kept) >= vae.latents:
         raise UnbraidError(
             f"keep is {kept}; give at least one of the latents 0 to {vae.latents - 1}, each at most once."

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from unbraid.core.errors import UnbraidError
 from unbraid.systems.active_variables.gauss import effective_rank, mutual_information, total_correlation, wasserstein
 from unbraid.systems.active_variables.labels import KINDS
 from unbraid.systems.active_variables.statistics import Moments, correlation
@@ -21,7 +22,12 @@ def index_sets(labels: Sequence[str], least: int = 2) -> dict[str, list[int]]:
     Args:
         labels: [J].
         least: sets with fewer latents are left out.
+
+    Raises:
+        UnbraidError: a label is none of the three.
     """
+    if set(labels) - set(KINDS):
+        raise UnbraidError(f"labels are {', '.join(KINDS)}, not {sorted(set(labels) - set(KINDS))[0]!r}.")
     parts = {kind: [j for j, label in enumerate(labels) if label == kind] for kind in KINDS}
     sets = {"full": list(range(len(labels))), **parts}
     for a, b in combinations(KINDS, 2):

@@ -93,7 +93,7 @@ def run(
         Labels, scores of mean and sampled codes, accuracies, the course of a training, and the paper's claims.
     """
     given, start = dict(locals()), time.perf_counter()
-    check(objectives, levels, seeds, latents, points, train, test, checks)
+    check(objectives, levels, seeds, latents, points, train, test, checks, 1 if steps is None else steps)
     from unbraid.core.pieces import Pieces
     from unbraid.core.progress import bar
     from unbraid.data.worlds import make
@@ -212,7 +212,15 @@ def observe(f: Findings, specs: Sequence[Spec], x: np.ndarray, tick: Callable[..
 
 
 def check(
-    objectives: Sequence[str], levels: int, seeds: int, latents: int, points: int, train: int, test: int, checks: int
+    objectives: Sequence[str],
+    levels: int,
+    seeds: int,
+    latents: int,
+    points: int,
+    train: int,
+    test: int,
+    checks: int,
+    steps: int,
 ) -> None:
     """Refuse what cannot work, before any work.
 
@@ -226,7 +234,7 @@ def check(
     bounds = {
         "levels": (levels, 1, 4), "seeds": (seeds, 1, 100), "latents": (latents, 2, 1_000),
         "points": (points, 100, 10**7), "train": (train, 50, 10**7), "test": (test, 10, 10**7),
-        "checks": (checks, 0, 100),
+        "checks": (checks, 0, 100), "steps": (steps, 1, 10**8),
     }  # fmt: skip
     for name, (value, low, high) in bounds.items():
         if not low <= value <= high:

@@ -113,10 +113,12 @@ class ActiveVariables(System):
 
     def _check(self) -> None:
         check_bounds(self.tau, self.delta)
-        whole = {"bins": self.bins, "batch": self.batch, "points": self.points or 1, "bootstrap": self.bootstrap + 1}
-        for name, value in whole.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UnbraidError(f"{name} is {getattr(self, name)!r}; it must be a whole number that makes sense.")
+        least = {"bins": (self.bins, 2), "batch": (self.batch, 1), "bootstrap": (self.bootstrap, 0)}
+        if self.points is not None:
+            least["points"] = (self.points, 1)
+        for name, (value, low) in least.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise UnbraidError(f"{name} is {value!r}; it must be a whole number of at least {low}.")
 
     def _pass(
         self, model: Any, source: Observations, at: np.ndarray, groups: np.ndarray | None
@@ -194,8 +196,14 @@ class ActiveVariables(System):
         return Table.from_records(agreement(self.rows_))
 
     def scores(self) -> Table:
-        """Correlation scores of mean and sampled codes, on every index set."""
+        """Correlation scores of mean and sampled codes, on every index set.
+
+        Raises:
+            UnbraidError: nothing was fitted, without variances, or there is one latent only.
+        """
         moments = self._with_variances()
+        if len(self.labels_) < 2:
+            raise UnbraidError("a model with one latent has no correlations between latents; scores need two.")
         return Table.from_records(scores(moments, self.labels_, self._codes or {}, self.bins))
 
     def identity(self) -> dict[str, float]:
@@ -218,8 +226,15 @@ class ActiveVariables(System):
         }
 
     def transform(self, codes: np.ndarray, *kinds: str) -> np.ndarray:
-        """Codes [n, J] cut to the latents of these kinds (by default the informative ones)."""
-        return np.asarray(codes)[:, self.indices(*kinds)]
+        """Codes [n, J] cut to the latents of these kinds (by default the informative ones).
+
+        Raises:
+            UnbraidError: the codes have another number of latents.
+        """
+        z, width = np.asarray(codes), len(self._fitted())
+        if z.ndim != 2 or z.shape[1] != width:
+            raise UnbraidError(f"codes must be [n, {width}], as the model has {width} latents, not {z.shape}.")
+        return z[:, self.indices(*kinds)]
 
     def prune(self, vae: GaussianVAE, data: Any, tolerance: float | None = None) -> Pruned:
         """The VAE without its passive latents; see `unbraid.systems.active_variables.pruning.prune`."""
@@ -245,8 +260,12 @@ def _groups(data: Any, by: str | int | np.ndarray, n: int) -> np.ndarray:
     if isinstance(by, str | int):
         if not isinstance(data, FactorData):
             raise UnbraidError(f"by={by!r} names a factor, but the data have none; give [n] whole numbers.")
-        column = data.factors[:, data.column(by)]
-        return np.asarray(column)
+        at = data.column(by)
+        if data.sizes[at] is None:
+            raise UnbraidError(
+                f"factor {data.names[at]!r} is continuous; give [n] whole numbers, such as its quartiles."
+            )
+        return np.asarray(data.factors[:, at])
     found = np.asarray(by)
     if found.shape != (n,) or found.dtype.kind not in "biu":
         raise UnbraidError(f"by must be {n} whole numbers, one per observation, not {found.dtype} {found.shape}.")
