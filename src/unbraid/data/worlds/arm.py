@@ -10,7 +10,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from unbraid.core.progress import bar
 from unbraid.data.worlds import rays
+from unbraid.data.worlds.compare import reduced
 from unbraid.data.worlds.room import box
 from unbraid.data.worlds.scene import Factor, Scene, sizes_given, spread
 
@@ -58,6 +60,8 @@ class Arm(Scene):
     """
 
     title = "MPI3D's structure: colour, shape, size, camera height, background, two joints"
+    guided = True
+    together = ("dof1", "dof2")
 
     def __init__(self, size: int = 64, sizes: Mapping[str, int] | None = None) -> None:
         counts = sizes_given(sizes, SIZES, {"colour": 6, "shape": 6, "size": 2, "background": 3})
@@ -79,18 +83,81 @@ class Arm(Scene):
         self._rooms: dict[int, np.ndarray] = {}
         self._focus = size / 2 / np.tan(np.radians(DEGREES) / 2)  # pixels per unit at distance 1
         self._by = 2 if size >= 32 else 3
+        self._poses: tuple[np.ndarray, np.ndarray] | None = None
 
     def draw(self, rows: np.ndarray) -> np.ndarray:
         """[n, 3, height, width] images of [n, 7] indices."""
         out = self._ground(rows)
-        turn, lift = self._turns[rows[:, 5]], self._lifts[rows[:, 6]]
-        reach = np.stack([np.cos(lift) * np.sin(turn), np.sin(lift), np.cos(lift) * np.cos(turn)], axis=1)
+        reach, radius = self._reach(rows)
         shoulder = np.broadcast_to([0.0, SHOULDER, 0.0], reach.shape)
         hand = shoulder + LENGTH * reach
-        radius = np.array(list(RADII.values()))[rows[:, 2]]
         self._draw_arm(out, rows[:, 3], shoulder, hand)
-        self._draw_object(out, rows, hand + reach * radius[:, None], radius, turn, lift)
+        self._draw_object(out, rows, hand + reach * radius[:, None], radius)
         return out
+
+    def starts(self, images: np.ndarray) -> np.ndarray:
+        """[n, c, 7] rows to go on from: the room by its walls, the pose by what stands out, the colour at the hand."""
+        counts = [f.size or 1 for f in self.factors]
+        rooms = np.zeros((counts[3] * counts[4], 7), np.int64)
+        rooms[:, 3:5] = np.stack(np.unravel_index(np.arange(len(rooms)), counts[3:5]), axis=1)
+        grounds = self._ground(rooms)
+        # differences count up to a bound: the arm must not outvote the wall
+        off = np.stack([np.minimum(np.abs(images - g), 0.3).mean(axis=(1, 2, 3)) for g in grounds], axis=1)
+        room = off.argmin(axis=1)
+        outstanding = _outstanding(images - grounds[room], min(32, self.shape[1]))
+        poses, masks = self._standing_out()
+        score = outstanding @ masks.T
+        score[poses[None, :, 3] != rooms[room, 3][:, None]] = -np.inf
+        # the best pose of each shape; where there are few shapes, the best again
+        kinds = [np.flatnonzero(poses[:, 1] == kind) for kind in range(counts[1])]
+        near = np.stack([mine[score[:, mine].argmax(axis=1)] for mine in kinds], axis=1)
+        made = poses[near]
+        made[:, :, 4] = rooms[room, 4][:, None]
+        flat = made.reshape(-1, 7)
+        flat[:, 0] = self._tint_at(np.repeat(images, counts[1], axis=0), flat)
+        return made
+
+    def _standing_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """Every second pose of every shape at every camera height, and what of its image is not the room."""
+        if self._poses is None:
+            counts = [f.size or 1 for f in self.factors]
+            grids = [
+                range(counts[1]),
+                range(counts[2]),
+                range(counts[3]),
+                range(0, counts[5], 2),
+                range(0, counts[6], 2),
+            ]
+            rows = np.zeros((int(np.prod([len(g) for g in grids])), 7), np.int64)
+            rows[:, [1, 2, 3, 5, 6]] = np.stack([v.reshape(-1) for v in np.meshgrid(*grids, indexing="ij")], axis=1)
+            # a smaller picture tells as much after it is made small, and is drawn sooner
+            small = self if self.shape[1] <= 32 else Arm(32, dict(zip(SIZES, counts, strict=True)))
+            masks = []
+            with bar(None, "drawing poses of the arm", len(rows)) as tick:
+                for start in range(0, len(rows), 64):
+                    part = rows[start : start + 64]
+                    masks.append(_outstanding(small.draw(part) - small._ground(part), small.shape[1]))
+                    tick(len(part))
+            self._poses = rows, np.concatenate(masks)
+        return self._poses
+
+    def _tint_at(self, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """[n] the index of the colour that an image has where the object of a row would be."""
+        reach, radius = self._reach(rows)
+        x, y, depth = self._project(rows[:, 3], reach * (LENGTH + radius)[:, None] + (0.0, SHOULDER, 0.0))
+        at = np.arange(self.shape[1]) + 0.5
+        wide = np.maximum(0.6 * self._focus * radius / depth, 1.0)
+        disc = (at - x[:, None])[:, None] ** 2 + ((at - y[:, None]) ** 2)[:, :, None] <= (wide**2)[:, None, None]
+        mean = np.einsum("nchw,nhw->nc", images, disc) / np.maximum(disc.sum(axis=(1, 2)), 1)[:, None]
+        tints = np.array(list(COLOURS.values()))[: self.factors[0].size]
+        mean = mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-6)
+        return np.asarray((mean @ (tints / np.linalg.norm(tints, axis=1, keepdims=True)).T).argmax(axis=1))
+
+    def _reach(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[n, 3] where the arm points, and [n] the object's radius."""
+        turn, lift = self._turns[rows[:, 5]], self._lifts[rows[:, 6]]
+        reach = np.stack([np.cos(lift) * np.sin(turn), np.sin(lift), np.cos(lift) * np.cos(turn)], axis=1)
+        return reach, np.array(list(RADII.values()))[rows[:, 2]]
 
     def _ground(self, rows: np.ndarray) -> np.ndarray:
         """[n, 3, height, width] wall, floor and stand."""
@@ -141,15 +208,8 @@ class Arm(Scene):
         out *= 1 - cover
         out += (cover * shade) * METAL[:, None, None]
 
-    def _draw_object(
-        self,
-        out: np.ndarray,
-        rows: np.ndarray,
-        centre: np.ndarray,
-        radius: np.ndarray,
-        turn: np.ndarray,
-        lift: np.ndarray,
-    ) -> None:
+    def _draw_object(self, out: np.ndarray, rows: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> None:
+        turn, lift = self._turns[rows[:, 5]], self._lifts[rows[:, 6]]
         x, y, depth = self._project(rows[:, 3], centre)
         side, by = self.shape[1], self._by
         half = int(np.ceil(1.25 * self._focus * radius.max() / depth.min())) + 1
@@ -192,3 +252,15 @@ def _turned(turn: np.ndarray, lift: np.ndarray) -> np.ndarray:
     round_y = np.stack([c, zero, -s, zero, one, zero, s, zero, c], axis=1).reshape(-1, 3, 3)
     round_x = np.stack([one, zero, zero, zero, a, -b, zero, b, a], axis=1).reshape(-1, 3, 3)
     return np.einsum("nij,njk->nik", round_x, round_y)
+
+
+def _outstanding(difference: np.ndarray, side: int) -> np.ndarray:
+    """[n, d] where images [n, 3, h, w] differ from their room, in a small copy of unit length."""
+    n, _, h, w = difference.shape
+    places = np.minimum(np.arange(side + 1) * h // side, h)
+    if h % side:  # no whole number of pixels becomes one: rows and columns are averaged in uneven groups
+        difference = np.add.reduceat(difference, places[:-1], axis=2) / np.diff(places)[:, None]
+        difference = np.add.reduceat(difference, places[:-1], axis=3) / np.diff(places)
+    pixels = reduced(difference, side).reshape(n, 3, -1)
+    over = np.clip(np.sqrt(np.square(pixels).sum(axis=1)) - 0.08, 0, 0.25)
+    return np.asarray(over / np.maximum(np.linalg.norm(over, axis=1, keepdims=True), 1e-6))

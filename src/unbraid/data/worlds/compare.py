@@ -28,10 +28,10 @@ def mean_square(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.asarray(np.einsum("ij,ij->i", gap, gap) / gap.shape[1])
 
 
-def reduced(images: np.ndarray) -> np.ndarray:
-    """[n, d] images made small by averaging, as rows."""
+def reduced(images: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """[n, d] images made small by averaging, to ``side`` pixels or a little more, as rows."""
     n, c, h, w = images.shape
-    by = max(1, min(h, w) // SIDE)
+    by = max(1, min(h, w) // side)
     if by > 1:
         h, w = h // by, w // by
         images = images[:, :, : h * by, : w * by].reshape(n, c, h, by, w * by).mean(axis=3)

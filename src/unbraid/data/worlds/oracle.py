@@ -65,12 +65,18 @@ class Oracle:
         self.guided = world.scene.guided and not self.whole
         rows = world.factors if self.whole else coarse(sizes, world)
         self.values = (rows + 0.5) / TENTHS if self.continuous else rows
+        # place and size first: the kind of a thing is not to be told while it is sought in the wrong place
+        self.order = in_order(world)
         self.steps = [2] * len(sizes) if self.guided else reach(sizes, rows)
         # two sets of small copies, sharp and most blurred: a heavy blur must not push the true one off the list
         levels = (LEVELS[0], LEVELS[-1]) if self.whole else LEVELS[:1]
-        self.small = [] if self.guided else [
-            np.concatenate([reduced(blurred(self._at(at), level)) for at in blocks(len(rows))]) for level in levels
-        ]
+        self.small = (
+            []
+            if self.guided
+            else [
+                np.concatenate([reduced(blurred(self._at(at), level)) for at in blocks(len(rows))]) for level in levels
+            ]
+        )
         self.norms = [np.square(small).sum(axis=1) for small in self.small]
 
     def read(self, images: np.ndarray) -> Reading:
@@ -190,14 +196,12 @@ class Oracle:
         cost = np.full(len(rows), np.inf)
         for at in blocks(len(rows)):
             cost[at] = mean_square(self._drawn(rows[at], level[at]), target[at])
-        live, far = np.arange(len(rows)), 0.1
+        least = np.repeat(cost.reshape(-1, count).min(axis=1), count)
+        live, far = np.flatnonzero((cost <= 2 * HOPE * least) & (least > (0.0 if self.continuous else HIT))), 0.1
         for _ in range(SWEEPS):
             before = cost[live].copy()
-            for k in range(rows.shape[1]):
-                moves = self._moves(rows[live, k], k, far)
-                tried = np.repeat(rows[live][:, None], moves.shape[1], axis=1)
-                tried[:, :, k] = moves
-                self._take_best(rows, cost, target, level, live, tried)
+            for columns in self.order:
+                self._take_best(rows, cost, target, level, live, self._tried(rows[live], columns, far))
             least = np.repeat(cost.reshape(-1, count).min(axis=1), count)[live]
             going = (least > HIT) & (cost[live] <= HOPE * least)
             if self.continuous:
@@ -208,6 +212,18 @@ class Oracle:
             if not live.size:
                 break
         return rows, cost
+
+    def _tried(self, rows: np.ndarray, columns: list[int], far: float) -> np.ndarray:
+        """[n, m, f] rows [n, f] with other values in some columns: all of their moves with one another."""
+        tried = rows[:, None]
+        for k in columns:
+            # a factor that moves with others may also stay where it is
+            moves = self._moves(rows[:, k], k, far)
+            moves = np.concatenate([rows[:, k, None], moves], axis=1) if len(columns) > 1 else moves
+            n, m = len(rows), tried.shape[1]
+            tried = np.repeat(tried, moves.shape[1], axis=1)
+            tried[:, :, k] = np.broadcast_to(moves[:, None], (n, m, moves.shape[1])).reshape(n, -1)
+        return tried
 
     def _moves(self, now: np.ndarray, k: int, far: float) -> np.ndarray:
         """[n, m] values to try for one factor."""
@@ -247,6 +263,14 @@ class Oracle:
             who = level == blur
             images[who] = blurred(images[who], float(blur))
         return images
+
+
+def in_order(world: World) -> list[list[int]]:
+    """Columns in the order in which they are set to their best values, some of them together."""
+    pair = [k for k, name in enumerate(world.names) if name in world.scene.together]
+    alone = [k for k in range(len(world.names)) if k not in pair]
+    kinds = [k for k in alone if world.details[k].kind == "category"]
+    return ([pair] if pair else []) + [[k] for k in alone if k not in kinds] + [[k] for k in kinds]
 
 
 def nearest(score: np.ndarray, count: int) -> np.ndarray:

@@ -35,7 +35,12 @@ def view(eye: Sequence[float], target: Sequence[float], degrees: float, side: in
 
 
 def window(
-    eye: Sequence[float], target: Sequence[float], degrees: float, side: int, low: Sequence[float], high: Sequence[float]
+    eye: Sequence[float],
+    target: Sequence[float],
+    degrees: float,
+    side: int,
+    low: Sequence[float],
+    high: Sequence[float],
 ) -> tuple[slice, slice]:
     """Rows and columns of a picture (as in `view`) that hold all of the box from ``low`` to ``high``."""
     corners = np.array([[(low, high)[i >> k & 1][k] for k in range(3)] for i in range(8)]) - np.array(eye)

@@ -65,7 +65,12 @@ def cast(side: int, shape: str, scale: float, degrees: float) -> np.ndarray:
     t, normal, region = _room(o, d)
     bright = rays.lambert(normal)
     rows, columns = rays.window(
-        eye, (0.0, LOOK, 0.0), DEGREES, side * by, (-0.72 * scale, 0, -0.72 * scale), (0.72 * scale, 1.62 * scale, 0.72 * scale)
+        eye,
+        (0.0, LOOK, 0.0),
+        DEGREES,
+        side * by,
+        (-0.72 * scale, 0, -0.72 * scale),
+        (0.72 * scale, 1.62 * scale, 0.72 * scale),
     )
     hit, facing = _object(o, d[:, rows, columns], shape, scale)
     front = hit < t[rows, columns]

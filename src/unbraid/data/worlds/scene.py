@@ -52,6 +52,7 @@ class Scene(ABC):
 
     title: ClassVar[str] = ""
     guided: ClassVar[bool] = False  # whether `starts` knows a way
+    together: ClassVar[tuple[str, ...]] = ()  # factors that the oracle changes together, as one alone leads nowhere
     factors: tuple[Factor, ...]
     shape: tuple[int, int, int]
 
