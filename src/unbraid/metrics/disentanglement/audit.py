@@ -135,7 +135,7 @@ def audit(
         "names": names,
     }
     params |= {"blocks": None if blocks is None else [list(map(int, b)) for b in blocks], "cycles": dict(cycles or {})}
-    params |= {"rows": len(codes), "codes": codes.shape[1], "active_mask": active_mask}
+    params |= {"names": whole.names, "rows": len(codes), "codes": codes.shape[1], "active_mask": active_mask}
     return _result(run, decode, title, params, time.perf_counter() - began)
 
 

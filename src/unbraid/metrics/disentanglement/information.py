@@ -71,6 +71,7 @@ class Information:
 Formula = Callable[[Information, Observed], float]
 SHUFFLES = 20
 DEVIATIONS = 4.0
+TIES = 1e-10
 
 
 def split(given: InformationArguments) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -242,6 +243,9 @@ def knn_matrix(seen: Observed, neighbours: int) -> np.ndarray:
     """[U, K] information of standardised blocks with the classes of the factors."""
     spread = seen.z.std(axis=0)
     scaled = seen.z / np.where(spread > 0, spread, 1.0)
+    # equal codes would be at distance 0 of each other: too little noise to matter tells them apart, as in scikit-learn
+    rng = np.random.default_rng([seen.seed, 0x71E5])
+    scaled += TIES * np.maximum(1, np.abs(scaled).mean(axis=0)) * rng.standard_normal(scaled.shape)
     out = np.zeros((len(seen.blocks), len(seen.sizes)))
     for u, block in enumerate(seen.blocks):
         if not (spread[block] > 0).any():

@@ -138,9 +138,9 @@ def as_codes(z: Any, what: str = "z") -> np.ndarray:
         raise UnbraidError(
             f"{what} must be codes of shape [observations, codes] with at least 2 rows, not {array.shape}."
         )
-    array = array.astype(np.float64)
-    bad = ~np.isfinite(array)
-    if bad.any():
+    array = array.astype(np.float64, copy=False)  # never written to
+    if not np.isfinite(array).all():
+        bad = ~np.isfinite(array)
         row, column = (int(i) for i in np.argwhere(bad)[0])
         raise UnbraidError(
             f"{what} holds {int(bad.sum())} values that are not finite, the first in row {row}, code {column}; "
@@ -179,7 +179,7 @@ def observe(z: Any, factors: Any, shared: Mapping[str, Any]) -> Observed:
         raise UnbraidError("every factor is constant in these data, so nothing can be measured; give varied data.")
     blocks, labels = make_blocks(shared.get("blocks"), active)
     return Observed(
-        z=codes[:, active],
+        z=codes if active.all() else codes[:, active],
         values=values.astype(np.float64),
         classes=classes,
         sizes=sizes,
@@ -250,6 +250,8 @@ def _count(shared: Mapping[str, Any], name: str, default: int, least: int) -> in
 
 def _continuous(given: Sequence[str | int] | None, values: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     if given is None:
+        if values.dtype.kind != "f":
+            return np.zeros(values.shape[1], dtype=bool)
         return np.array([bool((column != np.floor(column)).any()) for column in values.T])
     mask = np.zeros(len(names), dtype=bool)
     for item in given:
@@ -272,8 +274,16 @@ def _classes(
             column = np.searchsorted(edges, column, side="right")
         elif column.min() < 0 and column.min() == -1:
             raise UnbraidError(f"factor {names[k]!r} holds -1, which marks a missing label; drop these rows.")
-        classes[:, k] = np.unique(column, return_inverse=True)[1]
+        classes[:, k] = _numbered(column)
     return classes, classes.max(axis=0) + 1
+
+
+def _numbered(column: np.ndarray) -> np.ndarray:
+    """Values as 0, 1, ... in their order; whole numbers of a small range without sorting."""
+    if column.dtype.kind in "iu" and (low := int(column.min())) >= 0 and int(column.max()) - low < 4 * len(column):
+        there = np.bincount(column - low) > 0
+        return np.asarray((np.cumsum(there) - 1)[column - low])
+    return np.unique(column, return_inverse=True)[1]
 
 
 def make_blocks(given: Sequence[Any] | None, active: np.ndarray) -> tuple[tuple[np.ndarray, ...], tuple[str, ...]]:

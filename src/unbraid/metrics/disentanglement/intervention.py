@@ -12,7 +12,7 @@ from unbraid.metrics.disentanglement.inputs import Score, Shared, at_least, fact
 from unbraid.metrics.disentanglement.resample import around
 from unbraid.metrics.disentanglement.sampling import Encode, make_sampler
 
-VALUES_AT_ONCE = 400_000
+VALUES_AT_ONCE = 60_000
 
 
 def factor_vae(
@@ -252,10 +252,11 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def variances(codes: np.ndarray) -> np.ndarray:
-    """[M, J] variances (ddof 1) within the batches of [M, B, J]."""
-    centred = codes - _mean(codes)[:, None]
-    np.multiply(centred, centred, out=centred)
-    return _mean(centred) * (codes.shape[1] / (codes.shape[1] - 1))
+    """[M, J] variances (ddof 1) within the batches of [M, B, J], which is used up."""
+    codes -= codes[:, :1]  # from an observation of the batch: no digits are lost where its codes lie close together
+    mean = _mean(codes)
+    np.multiply(codes, codes, out=codes)
+    return np.maximum(_mean(codes) - mean**2, 0.0) * (codes.shape[1] / (codes.shape[1] - 1))
 
 
 def _by_votes(

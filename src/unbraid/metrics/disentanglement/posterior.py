@@ -14,6 +14,7 @@ from unbraid.metrics.disentanglement.resample import around
 
 CHUNK = 2_000_000
 STRIPE = 4_096
+EXTREME = 200.0
 LOG_2PI = float(np.log(2 * np.pi))
 
 
@@ -43,9 +44,11 @@ def mig_posterior(
         From 0 to 1; information is clamped at 0.
 
     Raises:
-        UnbraidError: an argument has another form, or a log-variance is so small that its density overflows.
+        UnbraidError: an argument has another form, or a log-variance is beyond 200 in size.
     """
     spread = as_codes(logvar, "logvar")
+    if np.abs(spread).max() > EXTREME:
+        raise UnbraidError(f"logvar holds {spread.flat[np.abs(spread).argmax()]:g}; clip it to between -20 and 20.")
     given["representation"] = "sampled"
     if given.get("blocks") is not None:
         raise UnbraidError("mig_posterior takes single codes; for blocks use mig with blocks=....")
@@ -110,8 +113,5 @@ def _log_density(z: np.ndarray, mean: np.ndarray, log_scale: np.ndarray) -> np.n
                 np.negative(pairs, out=pairs)
                 np.exp(pairs, out=pairs)
                 total[rows] += pairs @ sharp[part]
-        with np.errstate(divide="ignore"):
-            out[:, j] = np.log(total) - np.log(len(mean)) - 0.5 * LOG_2PI
-    if not np.isfinite(out).all():
-        raise UnbraidError("a log-variance is too extreme for a density; clip logvar to between -20 and 20.")
+        out[:, j] = np.log(total) - np.log(len(mean)) - 0.5 * LOG_2PI
     return out

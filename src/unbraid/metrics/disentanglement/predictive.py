@@ -87,10 +87,13 @@ def _sap(seen: Observed, svm: np.ndarray, corrected: bool, test_share: float) ->
 def _correlations(seen: Observed, weights: np.ndarray | None) -> np.ndarray:
     """[U, K] squared correlations of single codes with factors, all at once."""
     w = np.full(len(seen.z), 1 / len(seen.z)) if weights is None else weights / weights.sum()
-    z = seen.z[:, [int(block[0]) for block in seen.blocks]]
-    z, v = z - w @ z, seen.values - w @ seen.values
-    weighted = z * w[:, None]
-    cross, z_var, v_var = weighted.T @ v, np.einsum("nj,nj->j", weighted, z), w @ (v * v)
+    z, v = seen.z - w @ seen.z, seen.values - w @ seen.values
+    weighed = (z, v) if weights is None else (z * w[:, None], v * w[:, None])
+    scale = len(z) if weights is None else 1.0
+    at = [int(block[0]) for block in seen.blocks]
+    cross = (weighed[0].T @ v / scale)[at]
+    z_var = np.einsum("nj,nj->j", weighed[0], z)[at] / scale
+    v_var = np.einsum("nk,nk->k", weighed[1], v) / scale
     below = np.outer(z_var, v_var)
     fine = (z_var > FLAT)[:, None] & (v_var > 0)[None]
     return np.divide(cross**2, below, out=np.zeros_like(cross), where=fine)
