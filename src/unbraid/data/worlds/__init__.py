@@ -1,7 +1,7 @@
 """Worlds whose true factors are known: look-alikes of the data sets of the field, drawn when they are needed.
 
 `make` gives a world by name, `names` lists them; a `World` draws the image of any factors and reads the factors back
-off any image.
+off any image. `original` reads the files of the data sets themselves.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import numpy as np
 
 from unbraid.core.errors import UnbraidError
 from unbraid.data.worlds.oracle import Reading
+from unbraid.data.worlds.originals import original
 from unbraid.data.worlds.scene import Factor, Scene
 from unbraid.data.worlds.world import World
 
-__all__ = ["Factor", "Reading", "Scene", "World", "describe", "make", "names"]
+__all__ = ["Factor", "Reading", "Scene", "World", "describe", "make", "names", "original"]
 
 LEAST, MOST = 8, 1024
 DRAWS = 10_000

@@ -256,7 +256,7 @@ def _turned(turn: np.ndarray, lift: np.ndarray) -> np.ndarray:
 
 def _outstanding(difference: np.ndarray, side: int) -> np.ndarray:
     """[n, d] where images [n, 3, h, w] differ from their room, in a small copy of unit length."""
-    n, _, h, w = difference.shape
+    n, _, h, _ = difference.shape
     places = np.minimum(np.arange(side + 1) * h // side, h)
     if h % side:  # no whole number of pixels becomes one: rows and columns are averaged in uneven groups
         difference = np.add.reduceat(difference, places[:-1], axis=2) / np.diff(places)[:, None]

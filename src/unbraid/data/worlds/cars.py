@@ -81,7 +81,7 @@ def cast(side: int, elevation: float, azimuth: float, body: int) -> np.ndarray:
     maps = np.concatenate(_ground(o, d, length))
     half = length / 2
     rows, columns = rays.window(
-        eye, (0.0, 0.4, 0.0), 33.0, side * by, (-half, 0, -HALF - 0.02), (half, BELT + rise, HALF + 0.02)
+        tuple(eye), (0.0, 0.4, 0.0), 33.0, side * by, (-half, 0, -HALF - 0.02), (half, BELT + rise, HALF + 0.02)
     )
     part = maps[:, rows, columns]  # nothing of the car lies outside
     part[:3], part[3] = _car(o, d[:, rows, columns], part[:3], length, (foot, roof, rise))
@@ -137,10 +137,8 @@ def _parts(
         (rays.convex(o, d, rays.prism(outline, HALF)), "body"),
         (rays.convex(o, d, np.concatenate([cabin[:-2], sides])), "cabin"),
     ]
-    for share in (0.2, 0.8):
-        for side in (-1, 1):
-            parts.append((_wheel(o, d, x(share), side * (HALF - 0.06)), "wheel"))
-    return parts
+    wheels = [(x(share), side * (HALF - 0.06)) for share in (0.2, 0.8) for side in (-1, 1)]
+    return parts + [(_wheel(o, d, *place), "wheel") for place in wheels]
 
 
 def _wheel(o: np.ndarray, d: np.ndarray, x: float, z: float) -> rays.Hit:

@@ -74,8 +74,9 @@ def lambert(normal: np.ndarray) -> np.ndarray:
 
 def convex(o: np.ndarray, d: np.ndarray, planes: np.ndarray) -> Hit:
     """A convex body: the points with normal . x <= offset for all planes [k, 4] (normal, offset)."""
-    near, out = -FAR, FAR
-    face = np.zeros(np.broadcast_shapes(o.shape, d.shape)[1:], np.int64)
+    shape = np.broadcast_shapes(o.shape, d.shape)[1:]
+    face = np.zeros(shape, np.int64)
+    near, out = np.full(shape, -FAR), np.full(shape, FAR)
     for k, (a, b, c, offset) in enumerate(planes.astype(np.float32)):
         slope = a * d[0] + b * d[1] + c * d[2]
         room = offset - (a * o[0] + b * o[1] + c * o[2])

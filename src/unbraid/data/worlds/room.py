@@ -1,7 +1,8 @@
 """A room with an object: Shapes3D's factors, by analytic ray casting.
 
-Hues change no geometry, so a view (scale, shape, orientation; 480 of them) is cast once and kept as three maps: how much
-of each pixel floor, walls and object cover, times how bright they are. Any image is then three colours times three maps.
+Hues change no geometry, so a view (scale, shape, orientation; 480 of them) is cast once and kept as three maps: how
+much of each pixel floor, walls and object cover, times how bright they are. Any image is then three colours times three
+maps.
 """
 
 from __future__ import annotations
