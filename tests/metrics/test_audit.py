@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from metrics.worlds import SIZES, encoder, sample
+from support.dummy import code_blocks
 from unbraid.cli.app import main
 from unbraid.core.errors import UnbraidError
 from unbraid.core.result import Result
@@ -177,3 +180,14 @@ def test_an_audit_says_what_is_wrong(change, told):
     z, v = sample("perfect", 120)
     with pytest.raises(UnbraidError, match=told):
         dis.audit(z, v[:, :2], **{"preset": "fast", "learner": "rf", **change})
+
+
+def test_the_page_on_metrics_runs(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    code = next(code for language, _, code in code_blocks(page) if language == "python")
+    exec(compile(code, "metrics.md", "exec"), {})
+    assert (tmp_path / "audit" / "index.html").is_file()
+    words = {"score", "interval", "matrix", "active", "estimator", "representation"}
+    named = set(re.findall(r"`([a-z_]+)`", page.split("## Three ways")[0].split("## Which metric")[1]))
+    assert named - words <= set(dis.__all__)

@@ -270,8 +270,8 @@ def _row(name: str, estimator: str, value: float, interval: Any) -> dict[str, An
         "low": low,
         "high": high,
         "best": best,
-        "asks": asks,
         "estimator": estimator,
+        "asks": asks,
     }
 
 

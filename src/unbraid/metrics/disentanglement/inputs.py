@@ -268,11 +268,11 @@ def _classes(
     values: np.ndarray, continuous: np.ndarray, names: tuple[str, ...], bins: int
 ) -> tuple[np.ndarray, np.ndarray]:
     classes = np.empty(values.shape, dtype=np.int64)
-    for k, column in enumerate(values.T):
+    for k, column in enumerate(np.ascontiguousarray(values.T)):
         if continuous[k]:
             edges = np.unique(np.quantile(column, np.linspace(0, 1, bins + 1)[1:-1]))
             column = np.searchsorted(edges, column, side="right")
-        elif column.min() < 0 and column.min() == -1:
+        elif column.min() == -1:
             raise UnbraidError(f"factor {names[k]!r} holds -1, which marks a missing label; drop these rows.")
         classes[:, k] = _numbered(column)
     return classes, classes.max(axis=0) + 1
