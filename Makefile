@@ -80,6 +80,9 @@ studies: $(VENV)/.dev
 		--keep runs/studies/circuit_reuse --out results/circuit_reuse/smollm2-$$(date +%Y%m%d-%H%M%S)
 	@$(BIN)/unbraid run s2t_cross_attention --keep runs/studies/s2t_cross_attention \
 		--out results/s2t_cross_attention/whisper-tiny.en-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run active_variables --objectives beta,beta_tc,factor,dip_ii,annealed,dip_i --levels 3 --seeds 5 \
+		--downstream both --checks 5 --keep runs/studies/active_variables \
+		--out results/active_variables/sprites-$$(date +%Y%m%d-%H%M%S)
 
 # the versions of a fresh environment; every extra is resolved, those that tests do not need are not installed
 constraints:

@@ -28,12 +28,13 @@ def figures(f: Findings) -> list[Figure]:
 
 
 def chosen(models: Sequence[Model]) -> Model:
-    """The model shown: with as many kinds of latents as can be, then as many passive ones correlated as strongly."""
+    """The model shown: of the first objective, with as many kinds of latents as can be, and clear passive ones."""
+    first = [m for m in models if m.spec.objective == models[0].spec.objective]
 
     def rank(model: Model) -> tuple[int, float]:
         return len(set(model.active.labels_)), model.row["passive |corr| mean"] or 0.0
 
-    return max(models, key=rank)
+    return max(first, key=rank)
 
 
 @torch.no_grad()
@@ -104,10 +105,10 @@ def gap_lines(f: Findings) -> list[Figure]:
     """Gap of total correlation, and number of passive latents, over the strength's rank."""
     out: list[Figure] = []
     for column, title, unit, caption in (
-        ("TC gap", "Means look more correlated than samples, the more so the more latents collapse", "nats",
+        ("TC gap", "How much more correlated means look than samples", "nats",
          "Total correlation of mean codes minus that of sampled codes, all latents. Bands: 95 % intervals over seeds."),
-        ("TC gap of informative", "Without passive latents the gap is gone", "nats",
-         "The same for active and mixed latents only; mind the axis."),
+        ("TC gap of informative", "The same without passive latents", "nats",
+         "Total correlation of means minus that of samples, active and mixed latents only; mind the axis."),
         ("passive", "Latents that have collapsed", "passive latents", "Number of passive latents, mean over seeds."),
     ):  # fmt: skip
         series = []
@@ -148,10 +149,10 @@ def course(f: Findings) -> list[Figure]:
     return [
         Lines(
             f"Which latents come alive: {spec.name}", kl, "training step", "KL from the prior, nats",
-            f"Each latent, every {w.every} steps. The labels are final from step {when} on.",
+            f"Each latent, every {w.every} steps. They keep their final labels from some step of {when} on.",
         ),
         Lines(
-            f"Correlations of means appear early: {spec.name}", strongest, "training step", "largest |correlation|",
+            f"When correlations of means appear: {spec.name}", strongest, "training step", "largest |correlation|",
             "Largest absolute correlation of one latent's mean with any other's, by the label at the end.",
         ),
     ]  # fmt: skip
@@ -169,7 +170,8 @@ def accuracy(f: Findings) -> list[Figure]:
         found = [over_seeds([r for r in own if r["codes"] == n], lambda r: r["mean"]) for n in names]
         bands = [[g[k] for g in found] for k in (1, 2)]
         shown = np.isfinite(bands).all()
-        series.append(Series(learner, names, [g[0] for g in found], *(bands if shown else (None, None))))
+        shorter = [n.replace("means, standardised", "means, scaled") for n in names]
+        series.append(Series(learner, shorter, [g[0] for g in found], *(bands if shown else (None, None))))
     floor = np.mean([r["mean"] for r in f.downstream if r["codes"] == "uniform guess"])
     return [
         Bars(
