@@ -198,7 +198,7 @@ class Oracle:
             cost[at] = mean_square(self._drawn(rows[at], level[at]), target[at])
         least = np.repeat(cost.reshape(-1, count).min(axis=1), count)
         live, far = np.flatnonzero((cost <= 2 * HOPE * least) & (least > (0.0 if self.continuous else HIT))), 0.1
-        for _ in range(SWEEPS):
+        for _ in range(SWEEPS if live.size else 0):
             before = cost[live].copy()
             for columns in self.order:
                 self._take_best(rows, cost, target, level, live, self._tried(rows[live], columns, far))

@@ -14,17 +14,17 @@ SIZES = {"colour": 1, "shape": 3, "scale": 6, "orientation": 40, "posX": 32, "po
 SHAPES = ("square", "ellipse", "heart")
 FOLDS = (4, 2, 1)  # after how many parts of a turn each looks the same
 RADIUS = 0.145  # of the frame, at scale 1: the longest sprite stays inside at every position
-REACH = 1.45  # half-width of the table of distances, in radii
+LONGEST = 1.35  # the ellipse's half-length, in radii
 VARIANTS = ("plain", "colour", "noisy")
 
 
 @lru_cache(maxsize=4)
-def distances(cells: int) -> np.ndarray:
-    """[3, cells, cells] signed distance to the edge of each shape in radii, positive inside; float32."""
+def distances(cells: int, reach: float) -> np.ndarray:
+    """[3, cells, cells] signed distance to the edge of each shape, positive inside; from -reach to reach, in radii."""
     from scipy.ndimage import distance_transform_edt
 
     fine = 2 * cells
-    at = (np.arange(fine) + 0.5) / fine * 2 * REACH - REACH
+    at = (np.arange(fine) + 0.5) / fine * 2 * reach - reach
     u, w = at[None, :], at[:, None]
     a, b = 1.1 * u, -1.15 * w + 0.1
     insides = (
@@ -32,7 +32,7 @@ def distances(cells: int) -> np.ndarray:
         (u / 1.35) ** 2 + (w / 0.75) ** 2 < 1,
         (a**2 + b**2 - 1) ** 3 - a**2 * b**3 < 0,
     )
-    step = 2 * REACH / fine
+    step = 2 * reach / fine
     made = []
     for inside in insides:
         # the edge runs between two cells, half a cell from the centre of either
@@ -100,6 +100,8 @@ class Sprites(Scene):
         self.shape = (1 if colours == 1 and variant == "plain" else 3, size, size)
         self._values = [np.array(f.values[:] if f.unit else range(f.size or 1), np.float32) for f in self.factors]
         self._cells = max(512, 8 * size)
+        # beyond the table lies its edge, which must be half a pixel outside the smallest sprite
+        self._reach = LONGEST + 0.6 / (RADIUS * 0.5 * size)
         self._half = int(np.ceil(RADIUS * 1.4 * size)) + 1
         self._cuts: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
 
@@ -125,7 +127,7 @@ class Sprites(Scene):
         left, top = (np.floor(v).astype(np.int64) - half for v in (x, y))
         span = np.arange(2 * half + 1)
         # cells of the table per pixel, so that no division is left in the loop over pixels
-        per = self._cells / (2 * REACH) / radius
+        per = self._cells / (2 * self._reach) / radius
         dx = (left[:, None] + span + np.float32(0.5) - x[:, None]).astype(np.float32) * per[:, None]
         dy = (top[:, None] + span + np.float32(0.5) - y[:, None]).astype(np.float32) * per[:, None]
         cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
@@ -137,7 +139,7 @@ class Sprites(Scene):
         cell *= self._cells
         cell += np.clip(u, 0, last, out=u).astype(np.int32)
         cell += (rows[:, 1].astype(np.int32) * self._cells**2)[:, None, None]
-        cover = distances(self._cells).reshape(-1).take(cell)
+        cover = distances(self._cells, self._reach).reshape(-1).take(cell)
         cover *= radius.astype(np.float32)[:, None, None]
         cover += np.float32(0.5)
         np.clip(cover, 0, 1, out=cover)

@@ -199,7 +199,7 @@ class World(FactorData):
             )
         if given.dtype == np.uint8:
             return given.astype(np.float32) / np.float32(255)
-        bad = ~np.isfinite(given).reshape(len(given), -1).all(axis=1)
+        bad = ~np.isfinite(given).all(axis=(1, 2, 3))
         if bad.any():
             raise UnbraidError(
                 f"{int(bad.sum())} of {len(given)} images hold NaN or infinity, the first of them image "
