@@ -87,9 +87,9 @@ def notes(f: Findings, params: dict[str, Any]) -> list[str]:
     ]
     if params.get("size") == "small" and any(m.spec.objective == "annealed" for m in f.models):
         said.append(
-            "AnnealedVAE was first run with gamma 60 and capacities of 25, 10 and 5 nats on seeds 0 to 2. It spent them "
-            "on means that tell nothing (reconstruction 15 to 41 nats; others 11 to 18), and latents of up to 6 nats "
-            "were labelled passive, since labels look at variances only. Both were then chosen anew on seed 100."
+            "AnnealedVAE was first run with gamma 60 and capacities of 25, 10 and 5 nats on seeds 0 to 2. It spent "
+            "them on means that tell nothing (reconstruction 15 to 41 nats; others 11 to 18), and latents of up to 6 "
+            "nats were labelled passive, since labels look at variances only. Both were chosen anew on seed 100."
         )
     if f.watched is not None and f.watched.alarms:
         said.append(f.watched.alarms[-1])
