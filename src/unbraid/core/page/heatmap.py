@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from unbraid.core.heatmap import HeatMap
 from unbraid.core.page.charts import svg
 from unbraid.core.page.headmap import Scale
@@ -38,13 +40,15 @@ def _grid(figure: HeatMap, scale: Scale, shown: int, limits: Limits, alt: str) -
     left = 14 + CHARACTER * max(map(len, rows))
     wide = min(WIDEST, (WIDTH - left - 8) / len(columns))
     level = all(len(name) * CHARACTER < wide - 4 for name in columns)
+    if not level:  # slanted names reach beyond their column
+        wide = min(WIDEST, (WIDTH - left - 8 - 0.7 * CHARACTER * len(columns[-1])) / len(columns))
     top = 40 if level else 30 + 0.75 * CHARACTER * max(map(len, columns))
     tall = max(5.0, min(TALLEST, 620 / shown))
     gap = 1 if min(wide, tall) > 6 else 0.3
     parts = [el("text", figure.y_label, x=4, y=12, cls="label")] if figure.y_label else []
     if figure.x_label:
-        parts.append(el("text", figure.x_label, x=WIDTH - 4, y=12, cls="label end"))
-    every = max(1, -(-14 // max(1, int(wide))))
+        parts.append(el("text", figure.x_label, x=WIDTH - 8, y=12, cls="label end"))
+    every = max(1, math.ceil((1 if level else 19) / wide))
     for j in range(0, len(columns), every):
         x = round(left + (j + 0.5) * wide, 2)
         if level:
@@ -58,10 +62,8 @@ def _grid(figure: HeatMap, scale: Scale, shown: int, limits: Limits, alt: str) -
             parts.append(el("text", rows[i], x=round(left - 7, 1), y=y + tall / 2, cls="tick end middle"))
         cells = []
         for j, value in enumerate(values.tolist()):
-            told = (
-                f"{clip(name, limits)} · {clip(figure.columns[j], limits)} · {show(None if value != value else value)}"
-            )
+            told = f"{clip(name, limits)} · {clip(figure.columns[j], limits)} · {show(None if math.isnan(value) else value)}"
             box = {"x": round(left + j * wide, 2), "y": y, "width": f"{wide - gap:.2f}", "height": f"{tall - gap:.2f}"}
             cells.append(el("rect", cls=scale.level(value), **box, data_tip=told))
         parts.append(el("g", *cells, data_row=str(i)))
-    return svg(max(left + wide * len(columns) + 8, 300), top + tall * shown + 8, alt, *parts)
+    return svg(WIDTH, top + tall * shown + 8, alt, *parts)

@@ -16,13 +16,13 @@ from unbraid.metrics.disentanglement.inputs import Observed, Score, as_array
 Decode = Callable[[np.ndarray], Any]
 STEPS, ROWS, SMALLEST, GAP = 9, 12, 48, 2
 MAPS = (
-    ("information", "Information of each code about each factor", "share of the factor's entropy, by bins"),
-    ("importance", "Importance of each code for each factor", "each column sums to 1"),
-    ("correlation", "Correlation of codes with factors", "Pearson; blind to what is not monotone"),
+    ("information", "Information of each code about each factor", "Share of the factor's entropy that a code tells."),
+    ("importance", "Importance of each code for each factor", "Each column sums to 1."),
+    ("correlation", "Correlation of codes with factors", "Pearson; blind to what is not monotone."),
     (
         "votes",
         "FactorVAE votes",
-        "share of a fixed factor's votes that named a code: one cell per column is best",
+        "Share of a fixed factor's votes that named a code: one cell per column is best.",
     ),
 )
 
