@@ -62,7 +62,8 @@ def _grid(figure: HeatMap, scale: Scale, shown: int, limits: Limits, alt: str) -
             parts.append(el("text", rows[i], x=round(left - 7, 1), y=y + tall / 2, cls="tick end middle"))
         cells = []
         for j, value in enumerate(values.tolist()):
-            told = f"{clip(name, limits)} · {clip(figure.columns[j], limits)} · {show(None if math.isnan(value) else value)}"
+            said = show(None if math.isnan(value) else value)
+            told = f"{clip(name, limits)} · {clip(figure.columns[j], limits)} · {said}"
             box = {"x": round(left + j * wide, 2), "y": y, "width": f"{wide - gap:.2f}", "height": f"{tall - gap:.2f}"}
             cells.append(el("rect", cls=scale.level(value), **box, data_tip=told))
         parts.append(el("g", *cells, data_row=str(i)))
