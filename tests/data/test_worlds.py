@@ -224,6 +224,15 @@ def test_the_oracle_finds_its_way_in_a_large_world():
     assert exact(coloured, some.factors, some.x) >= 0.95
 
 
+def test_images_on_noise_are_read_against_the_mean_of_all_noises():
+    world = worlds.make("sprites", variant="noisy")
+    some = world.sample(20, seed=5)
+    assert exact(world, some.factors, some.x) >= 0.95
+    small = worlds.make("sprites", size=32, variant="noisy", sizes={"orientation": 1, "posX": 5, "posY": 5})
+    some = small.sample(40, seed=5)
+    assert exact(small, some.factors, some.x) >= 0.95
+
+
 def test_the_oracle_of_the_arm_works_on_the_full_joints():
     world = worlds.make("mpi3d", size=32, sizes={"camera height": 1, "shape": 3, "colour": 3})
     some = world.sample(12, seed=6)

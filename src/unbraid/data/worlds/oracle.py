@@ -57,7 +57,7 @@ class Oracle:
     """
 
     def __init__(self, world: World) -> None:
-        self.world = world
+        self.world, self.scene = world, world.scene.typical()
         sizes = [size or TENTHS for size in world.sizes]
         self.continuous = None in world.sizes
         self.photographs = world.strides is None and not self.continuous
@@ -155,7 +155,7 @@ class Oracle:
         if not who.size:
             return made
         if near is None or order is None:
-            drawn = self.world.images(rows[who].reshape(-1, f))
+            drawn = self._typical(rows[who].reshape(-1, f))
         else:
             drawn = self._at(np.take_along_axis(near, order, 1)[who].reshape(-1))
         target = np.repeat(images[who], c, axis=0)
@@ -164,7 +164,12 @@ class Oracle:
         return made
 
     def _at(self, at: np.ndarray) -> np.ndarray:
-        return self.world.render(at) if self.photographs else self.world.images(self.values[at])
+        return self.world.render(at) if self.photographs else self._typical(self.values[at])
+
+    def _typical(self, rows: np.ndarray) -> np.ndarray:
+        if self.scene is self.world.scene:
+            return self.world.images(rows)
+        return np.concatenate([self.scene.draw(self.world.full(rows[at])) for at in blocks(len(rows), 64)])
 
     def _settled(self, rows: np.ndarray, cost: np.ndarray) -> Reading:
         """The best of [n, c, f] rows with [n, c] costs, and the best of those that differ from it."""
@@ -258,7 +263,7 @@ class Oracle:
             cost[who[better]] = least[better]
 
     def _drawn(self, rows: np.ndarray, level: np.ndarray) -> np.ndarray:
-        images = self.world.images(rows)
+        images = self._typical(rows)
         for blur in np.unique(level[level > 0]):
             who = level == blur
             images[who] = blurred(images[who], float(blur))

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from unbraid.data.worlds import rays
-from unbraid.data.worlds.compare import mean_square
+from unbraid.data.worlds.compare import LEVELS, blurred, mean_square
 from unbraid.data.worlds.oracle import Reading
 from unbraid.data.worlds.scene import Factor, Scene, hues, sizes_given, spread
 
@@ -181,7 +181,12 @@ class Room(Scene):
         colours = np.stack(np.unravel_index(np.take_along_axis(which, best, 1), [len(h) for h in self._hues]), axis=2)
         shapes = np.stack(np.unravel_index(best, self._views.sizes), axis=2)
         rows = np.concatenate([colours, shapes], axis=2)
-        cost = mean_square(self.draw(rows.reshape(n * top, -1)), np.repeat(images, top, axis=0)).reshape(n, top)
+        drawn, target = self.draw(rows.reshape(n * top, -1)), np.repeat(images, top, axis=0)
+        costs = [mean_square(drawn, target).reshape(n, top)]
+        if np.sqrt(costs[0].min(axis=1)).max() > 1e-3:  # not images of the world: perhaps blurred ones
+            costs += [mean_square(blurred(drawn, level), target).reshape(n, top) for level in LEVELS[1:]]
+        each = np.stack(costs, axis=1)  # [n, levels, top]
+        cost = each[np.arange(n), each.min(axis=2).argmin(axis=1)]
         order = np.argsort(cost, axis=1)
         least = np.sqrt(np.take_along_axis(cost, order, 1))
         return Reading(rows[np.arange(n), order[:, 0]], least[:, 0], least[:, min(1, top - 1)])

@@ -64,6 +64,10 @@ class Scene(ABC):
         """[n, f] the rows, each replaced by the first of those that make the same image."""
         return rows
 
+    def typical(self) -> Scene:
+        """What the oracle compares with: this scene, or where something is drawn at random, one without that."""
+        return self
+
     def starts(self, images: np.ndarray) -> np.ndarray | None:
         """[n, c, f] rows near those that made the images, for the oracle to go on from, where the scene knows a way."""
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from functools import lru_cache
 
 import numpy as np
@@ -103,6 +104,7 @@ class Sprites(Scene):
         # beyond the table lies its edge, which must be half a pixel outside the smallest sprite
         self._reach = LONGEST + 0.6 / (RADIUS * 0.5 * size)
         self._half = int(np.ceil(RADIUS * 1.4 * size)) + 1
+        self._mean = False
         self._cuts: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def draw(self, rows: np.ndarray) -> np.ndarray:
@@ -116,8 +118,18 @@ class Sprites(Scene):
         if self.variant == "colour":
             return mask[:, None] * (0.5 + 0.5 * noise(keys, 3, self.seed))[:, :, None, None]
         rgb = self._rgb[rows[:, 0]][:, :, None, None]
+        if self._mean:
+            return np.asarray(0.5 + mask[:, None] * rgb * (1 - 0.5 * mask[:, None] * rgb))  # over all noises
         ground = noise(keys, int(np.prod(self.shape)), self.seed).reshape(-1, *self.shape)
         return np.minimum(ground + mask[:, None] * rgb, 1.0)
+
+    def typical(self) -> Scene:
+        """Images on noise are compared with the mean over all noises, as the noise of each is its own."""
+        if self.variant != "noisy":
+            return self
+        made = copy(self)
+        made._mean = True
+        return made
 
     def _masks(self, rows: np.ndarray) -> np.ndarray:
         """[n, height, width] how much of each pixel the sprite covers."""

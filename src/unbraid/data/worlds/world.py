@@ -106,7 +106,7 @@ class World(FactorData):
 
     def canonical(self, factors: Any) -> np.ndarray:
         """[n, f] the same factors where an image has one reading; where it has several, the first of them."""
-        return self.scene.canonical(self._full(self._rows(factors)))[:, self.kept]
+        return self.scene.canonical(self.full(self._rows(factors)))[:, self.kept]
 
     def same(self, one: Any, other: Any) -> np.ndarray:
         """[n, f] whether factors agree, up to what no image can tell (the four sides of a square)."""
@@ -158,13 +158,14 @@ class World(FactorData):
         return self._levels[at].astype(np.float32) / np.float32(255)
 
     def _draw(self, rows: np.ndarray) -> np.ndarray:
-        full = self._full(rows)
+        full = self.full(rows)
         out = np.empty((len(full), *self.shape), np.float32)
         for start in range(0, len(full), CHUNK):
             out[start : start + CHUNK] = self.scene.draw(full[start : start + CHUNK])
         return out
 
-    def _full(self, rows: np.ndarray) -> np.ndarray:
+    def full(self, rows: np.ndarray) -> np.ndarray:
+        """[n, all factors of the scene] the rows of the table with the constant factors put back."""
         if len(self.kept) == len(self.scene.factors):
             return rows
         full = np.zeros((len(rows), len(self.scene.factors)), rows.dtype)
