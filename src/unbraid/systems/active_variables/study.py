@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -98,14 +98,14 @@ def run(
     from unbraid.core.progress import bar
     from unbraid.data.worlds import make
     from unbraid.systems.active_variables.report import make_result
-    from unbraid.systems.active_variables.zoo import SCALES, Spec
+    from unbraid.systems.active_variables.zoo import SCALES, Spec, digest
 
     store, f = Pieces(keep), Findings()
     data = f.data = make("sprites", SCALES[size].side, sizes=SPRITES if size != "paper" else None, turn=0.25)
     if train + test > len(data):
         raise UnbraidError(f"train + test is {train + test}, but there are {len(data)} images; lower them.")
     x = f.example = data.x
-    specs = plan(objectives, levels, range(seed, seed + seeds), size, steps, latents)
+    specs = plan(objectives, levels, range(seed, seed + seeds), size, steps, latents, digest(x))
     disc_specs = [
         Spec("discs", "beta", i, b, s, CHECK_STEPS[size] if steps is None else steps, width=256, latents=latents)
         for i, b in enumerate(CHECK_STRENGTHS)
@@ -125,7 +125,13 @@ def run(
 
 
 def plan(
-    objectives: Sequence[str], levels: int, seeds: Sequence[int], size: str, steps: int | None, latents: int
+    objectives: Sequence[str],
+    levels: int,
+    seeds: Sequence[int],
+    size: str,
+    steps: int | None,
+    latents: int,
+    images: str = "",
 ) -> list[Spec]:
     """All models of the sprites."""
     from unbraid.systems.active_variables.zoo import OPTIONS, SCALES, Spec, strengths
@@ -138,7 +144,7 @@ def plan(
             made += [
                 Spec(
                     "sprites", objective, level, strength, s, steps or scale.steps, scale.kind, scale.width,  # type: ignore[arg-type]
-                    scale.lr, scale.batch, latents, options,
+                    scale.lr, scale.batch, latents, options, images,
                 )
                 for s in seeds
             ]  # fmt: skip
@@ -185,13 +191,13 @@ def learn(
 def try_discs(f: Findings, specs: Sequence[Spec], store: Pieces, points: int, tick: Callable[..., None]) -> None:
     """The checks of the sheet on discs."""
     from unbraid.data.worlds import make
-    from unbraid.systems.active_variables.zoo import downstream
+    from unbraid.systems.active_variables.zoo import digest, downstream
 
     if not specs:
         return
     data = make("discs", 16, n=20_000)
     x = data.x
-    for spec in specs:
+    for spec in (replace(s, images=digest(x)) for s in specs):
         model = finished(spec, data, x, store, points, tick)
         f.checks.append(model)
         f.check_rows += downstream(model, data, x, 10_000, 5_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -38,6 +39,11 @@ OPTIONS: dict[ObjectiveName, dict[str, Any]] = {
     "annealed": {"gamma": 10.0},
     "factor": {"width": 128, "depth": 3, "lr": 1e-3},
 }
+
+
+def digest(x: np.ndarray) -> str:
+    """What tells one set of images from another."""
+    return hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()[:16]
 
 
 class Scale(NamedTuple):
@@ -83,6 +89,7 @@ class Spec:
         batch: observations per step.
         latents: J.
         options: of the objective.
+        images: digest of what it is trained on: a world that draws otherwise makes other models.
     """
 
     world: str
@@ -97,6 +104,7 @@ class Spec:
     batch: int = 128
     latents: int = 10
     options: Mapping[str, Any] = field(default_factory=dict)
+    images: str = ""
 
     @property
     def key(self) -> dict[str, Any]:
