@@ -126,7 +126,7 @@ def test_masks_choose():
         (lambda: FactorData(np.zeros(3), np.zeros(3)), r"shape \[n, f\]"),
         (lambda: FactorData(np.zeros(1), [["a"]]), r"shape \[n, f\]"),
         (lambda: FactorData(np.zeros(1), [[np.nan]]), "NaN"),
-        (lambda: FactorData(np.zeros(1), [[-1]]), "from -1 to -1"),
+        (lambda: FactorData(np.zeros(1), [[-2]]), "from -2 to -2"),
         (lambda: FactorData(np.zeros(1), [[3]], sizes=[3]), "from 0 to 2"),
         (lambda: FactorData(np.zeros(1), [[0.5]], sizes=[3]), "whole numbers"),
         (lambda: FactorData(np.zeros(1), [[0]], sizes=[0]), "positive whole number or None"),

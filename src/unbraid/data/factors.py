@@ -26,7 +26,8 @@ class FactorData:
         factors: [n, f] values: integers from 0 for factors with discrete values, floats for continuous ones.
         names: [f] names of the factors; None: f0, f1, ...
         sizes: [f] how many values a factor has, or None for a continuous one. None: of integers, the greatest value
-            plus one; of floats, all continuous. A factor with a size must hold whole numbers below it.
+            plus one; of floats, all continuous. A factor with a size must hold whole numbers below it, or -1
+            where a label is unknown.
         batched: a function ``x`` takes [k] indices and returns [k, ...] observations at once.
 
     Raises:

@@ -45,9 +45,9 @@ def as_sizes(sizes: Sequence[int | None] | None, factors: np.ndarray, names: tup
             continue
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
             raise UnbraidError(f"the size of factor {name!r} is {size!r}; it must be a positive whole number or None.")
-        if (column < 0).any() or (column >= size).any() or (column != np.floor(column)).any():
+        if (column < -1).any() or (column >= size).any() or (column != np.floor(column)).any():
             raise UnbraidError(
                 f"factor {name!r} has values from {column.min():g} to {column.max():g}; with size {size} they must be "
-                f"whole numbers from 0 to {size - 1} (give size None if it is continuous)."
+                f"whole numbers from 0 to {size - 1}, or -1 where unknown (give size None if it is continuous)."
             )
     return tuple(None if size is None else int(size) for size in sizes)
