@@ -79,6 +79,23 @@ def test_encoders_blocks_cycles_and_posteriors():
     assert "jemmig" not in {row["metric"] for row in blocked.tables["scores"].records}
 
 
+def test_small_and_odd_data_are_audited_or_refused():
+    z, v = sample("perfect", 60)
+    given = {"preset": "fast", "learner": "rf"}
+    one = dis.audit(z, v[:, :1], **given)
+    assert "modularity" not in {row["metric"] for row in one.tables["scores"].records}
+    assert "few_rows" in {row["code"] for row in one.tables["warnings"].records}
+    still = dis.audit(np.column_stack([z[:, :2], np.zeros(60)]), np.column_stack([v[:, :2], np.zeros(60)]), **given)
+    assert "constant_factor" in {row["code"] for row in still.tables["warnings"].records}
+    assert "Traceback" not in still.to_html()
+    with pytest.raises(UnbraidError, match="collapsed"):
+        dis.audit(np.zeros_like(z), v, **given)
+    with pytest.raises(UnbraidError, match="of its own"):
+        dis.audit(z, np.arange(60), **given)
+    with pytest.raises(UnbraidError, match="diverged"):
+        dis.audit(z * 1e200, v, **given)
+
+
 def test_the_same_seed_gives_the_same_numbers():
     z, v = sample("rotated", 500)
     one, two = (dis.audit(z, v[:, :3], preset="fast", learner="rf").tables["scores"] for _ in range(2))

@@ -90,6 +90,8 @@ def _dependent(seen: Observed) -> list[str]:
 
 
 def _of_noise(seen: Observed, scores: Mapping[str, Score]) -> list[tuple[str, str]]:
+    if "modularity_floor" not in scores:  # a single factor
+        return []
     kept = scores["modularity_floor"]["kept"]
     noise = [label for label, k in zip(seen.labels, kept, strict=True) if not k]
     if not noise:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from unbraid.core.errors import UnbraidError
 from unbraid.core.progress import bar
 from unbraid.core.result import Result, Table
 from unbraid.metrics.disentanglement import (
@@ -118,6 +119,12 @@ def audit(
     shared: dict[str, Any] = {"names": names, "blocks": blocks, "active_mask": active_mask, "continuous": continuous}
     shared |= {"representation": representation, "seed": seed}
     whole = observe(codes, factors, shared)
+    if not (np.ptp(whole.z, axis=0) > 0).any():
+        raise UnbraidError("all codes are constant, so there is nothing to audit; the model has collapsed.")
+    single = ~whole.continuous & (2 * whole.sizes > len(codes))
+    own = [name for name, alone in zip(whole.names, single, strict=True) if alone]
+    if own:
+        raise UnbraidError(f"factor {own[0]!r} has a value of its own in most rows; if it is continuous, say so.")
     began = time.perf_counter()
     run = _Run(whole, codes, shared, preset, learner, encode, sizes, logvar)
     steps = run.steps()
@@ -286,7 +293,7 @@ def _result(run: _Run, decode: Decode | None, title: str, params: dict[str, Any]
     figures = pictures.figures(seen, scores, arrays, rows)
     if decode is not None:
         figures.insert(0, pictures.traversal(decode, seen, run.codes, share))
-    warned = advice.warnings_of(run.codes, seen, scores) if "modularity" in scores else []
+    warned = advice.warnings_of(run.codes, seen, scores)
     tables = {
         "scores": Table.from_records(rows, "Estimates with 95 % intervals; the estimator's name says which form."),
         "warnings": Table(["code", "warning"], [list(w.values()) for w in warned], "Read these before the scores."),

@@ -11,6 +11,7 @@ import numpy as np
 from unbraid.core.errors import UnbraidError
 
 Representation = Literal["mean", "sampled"]
+LARGEST = 1e100
 REPRESENTATIONS = ("mean", "sampled")
 
 
@@ -146,6 +147,8 @@ def as_codes(z: Any, what: str = "z") -> np.ndarray:
             f"{what} holds {int(bad.sum())} values that are not finite, the first in row {row}, code {column}; "
             "drop these rows or mend the encoder (NaN images give NaN codes)."
         )
+    if np.abs(array).max() > LARGEST:
+        raise UnbraidError(f"{what} holds values beyond {LARGEST:g}, whose squares overflow; the encoder has diverged.")
     return array
 
 
