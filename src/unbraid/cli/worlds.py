@@ -170,6 +170,7 @@ def page(world: World, seed: int, params: dict[str, Any]) -> Result:
         seed: of the samples.
         params: what was asked for.
     """
+    from unbraid.core.mosaic import mosaic
     from unbraid.core.result import Image, Result
 
     some = world.sample(min(40, len(world)), seed)
@@ -213,27 +214,16 @@ def traversals(world: World, start: np.ndarray) -> tuple[np.ndarray, str]:
     """
     import numpy as np
 
+    from unbraid.core.mosaic import mosaic
+
     lines = []
     for k, size in enumerate(world.sizes):
         values = np.linspace(0, 1, COLUMNS) if size is None else np.linspace(0, size - 1, min(size, COLUMNS)).round()
         rows = np.repeat(start[None].astype(float), len(values), axis=0)
         rows[:, k] = values
         drawn = world.images(rows)
-        lines.append(np.concatenate([drawn, np.ones((COLUMNS - len(drawn), *drawn.shape[1:]), np.float32)]))
+        lines.append(np.concatenate([drawn, np.full((COLUMNS - len(drawn), *drawn.shape[1:]), 0.5, np.float32)]))
     return mosaic(np.concatenate(lines), COLUMNS), ", ".join(world.names)
-
-
-def mosaic(images: np.ndarray, columns: int) -> np.ndarray:
-    """[height, width, 1 or 3] images [n, channels, h, w] side by side, small ones enlarged."""
-    import numpy as np
-
-    n, c, h, w = images.shape
-    rows = -(-n // columns)
-    by = max(1, 64 // h)
-    whole = np.ones((rows * columns, c, h * by + 2, w * by + 2), np.float32)
-    whole[:n, :, 1:-1, 1:-1] = images.repeat(by, axis=2).repeat(by, axis=3)
-    h, w = whole.shape[2:]
-    return whole.reshape(rows, columns, c, h, w).transpose(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
 
 
 def write_npz(data: FactorData, world: World, path: Path, quiet: bool) -> None:

@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import numpy as np
 
+from unbraid.core.errors import UnbraidError
+
 SMALLEST, GAP = 48, 2  # pixels of an image's side after enlarging, and between images
 
 
-def mosaic(images: np.ndarray, gap: int = GAP, smallest: int = SMALLEST) -> np.ndarray:
-    """Rows and columns of images as one, small ones enlarged without blur, white between.
+def mosaic(images: np.ndarray, across: int | None = None) -> np.ndarray:
+    """Images side by side as one, small ones enlarged without blur, grey between.
 
     Args:
-        images: [rows, columns, C, H, W] with one or three channels.
-        gap: pixels between images.
-        smallest: side below which images are enlarged by a whole number.
+        images: [rows, columns, C, H, W], or [n, C, H, W] with ``across`` in a row; one or three channels, uint8 or
+            from 0 to 1.
+        across: images in a row, where they stand in one list; the last row may be short.
 
     Returns:
         [height, width, C], of the same type.
+
+    Raises:
+        UnbraidError: another shape.
     """
-    down, across, channels, height, width = images.shape
-    times = max(1, -(-smallest // height))
-    top = 255 if images.dtype == np.uint8 else 1.0
-    tile = np.array([height * times + gap, width * times + gap])
-    out = np.full((*(tile * (down, across) - gap), channels), top, images.dtype)
-    for i in range(down):
-        for j in range(across):
-            big = images[i, j].transpose(1, 2, 0).repeat(times, 0).repeat(times, 1)
-            y, x = tile * (i, j)
-            out[y : y + big.shape[0], x : x + big.shape[1]] = big
+    if images.ndim == 5 and across is None:
+        across, images = images.shape[1], images.reshape(-1, *images.shape[2:])
+    if images.ndim != 4 or not across or images.shape[1] not in (1, 3) or 0 in images.shape:
+        raise UnbraidError(
+            f"mosaic takes images [rows, columns, C, H, W], or [n, C, H, W] and across, with 1 or 3 channels, not "
+            f"{images.shape} and across={across}."
+        )
+    times = max(1, -(-SMALLEST // images.shape[2]))
+    big = images.repeat(times, axis=2).repeat(times, axis=3).transpose(0, 2, 3, 1)
+    n, height, width, channels = big.shape
+    grey = 128 if images.dtype == np.uint8 else 0.5
+    down = -(-n // across)
+    out = np.full((down * (height + GAP) - GAP, across * (width + GAP) - GAP, channels), grey, images.dtype)
+    for i, tile in enumerate(big):
+        y, x = (i // across) * (height + GAP), (i % across) * (width + GAP)
+        out[y : y + height, x : x + width] = tile
     return out

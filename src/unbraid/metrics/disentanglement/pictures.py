@@ -10,11 +10,12 @@ import numpy as np
 from unbraid.core.errors import UnbraidError
 from unbraid.core.figures import Bars, Figure, Image
 from unbraid.core.heatmap import HeatMap
+from unbraid.core.mosaic import mosaic
 from unbraid.core.series import Series
 from unbraid.metrics.disentanglement.inputs import Observed, Score, as_array
 
 Decode = Callable[[np.ndarray], Any]
-STEPS, ROWS, SMALLEST, GAP = 9, 12, 48, 2
+STEPS, ROWS = 9, 12
 MAPS = (
     ("information", "Information of each code about each factor", "Share of the factor's entropy that a code tells."),
     ("importance", "Importance of each code for each factor", "Each column sums to 1."),
@@ -87,7 +88,10 @@ def traversal(decode: Decode, seen: Observed, codes: np.ndarray, information: np
     names = ", ".join(f"z{column}" for column in columns)
     told = f"Decoded images, one row per code ({names}), each from its 2nd percentile (left) to its 98th (right)."
     return Image.from_array(
-        mosaic(images, STEPS), told, "Traversals", f"Rows from the top: {names}; the other codes stay at their median."
+        mosaic(images.transpose(0, 3, 1, 2), STEPS),
+        told,
+        "Traversals",
+        f"Rows from the top: {names}; the other codes stay at their median.",
     )
 
 
@@ -106,16 +110,3 @@ def as_images(given: Any, count: int) -> np.ndarray:
             "[n, H, W] with 1 or 3 channels and values from 0 to 1."
         )
     return images if images.shape[3] in (1, 3) else images.transpose(0, 2, 3, 1)
-
-
-def mosaic(images: np.ndarray, across: int) -> np.ndarray:
-    """[H', W', C] one picture of many, ``across`` in a row, small ones enlarged without blur."""
-    times = max(1, -(-SMALLEST // images.shape[1]))
-    tiles = images.repeat(times, axis=1).repeat(times, axis=2)
-    n, height, width, channels = tiles.shape
-    down = -(-n // across)
-    out = np.ones((down * (height + GAP) - GAP, across * (width + GAP) - GAP, channels))
-    for i, tile in enumerate(tiles):
-        y, x = (i // across) * (height + GAP), (i % across) * (width + GAP)
-        out[y : y + height, x : x + width] = tile
-    return out

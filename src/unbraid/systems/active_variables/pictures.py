@@ -10,6 +10,7 @@ import torch
 
 from unbraid.core.figures import Bars, Figure, Image, Lines, Scatter
 from unbraid.core.heatmap import HeatMap
+from unbraid.core.mosaic import mosaic
 from unbraid.core.series import Series
 from unbraid.systems.active_variables.claims import over_seeds
 from unbraid.systems.active_variables.labels import KINDS
@@ -18,7 +19,6 @@ from unbraid.systems.active_variables.zoo import Model, heat
 
 STEPS = 9  # of a traversal, from -2 to 2
 SHOWN = 4  # latents of a kind
-ENLARGED, GAP = 3, 2
 
 
 def figures(f: Findings) -> list[Figure]:
@@ -63,22 +63,13 @@ def traversals(model: Model, f: Findings) -> list[Figure]:
         what = f"{kind.capitalize()} latents of {model.spec.name}: {explain[kind]}"
         out.append(
             Image.from_array(
-                tile(np.stack(rows)),
+                mosaic(np.stack(rows)),
                 f"Decoded images, {len(members)} rows of {STEPS}; from left to right one latent goes from -2 to 2.",
                 what,
                 f"Rows from above: {names}. From left to right the latent goes from -2 to 2.",
             )
         )
     return out
-
-
-def tile(images: np.ndarray, enlarged: int = ENLARGED) -> np.ndarray:
-    """[rows, columns, C, H, W] as one picture [height, width, C], with grey lines between."""
-    big = images.repeat(enlarged, -1).repeat(enlarged, -2)
-    padded = np.pad(big, ((0, 0), (0, 0), (0, 0), (GAP, GAP), (GAP, GAP)), constant_values=0.5)
-    rows, columns, channels, height, width = padded.shape
-    made = padded.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
-    return np.asarray(made)
 
 
 def maps(model: Model) -> list[Figure]:
