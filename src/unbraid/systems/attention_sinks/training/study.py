@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ import typer
 from unbraid.core.claim import Claim, Table
 from unbraid.core.errors import UnbraidError
 from unbraid.core.figures import Bars, Figure, Scatter
+from unbraid.core.pieces import Pieces
 from unbraid.core.progress import bar
 from unbraid.core.result import Result
 from unbraid.core.series import Series
@@ -64,11 +66,12 @@ def run_variants(
     """
     given, start = dict(locals()), time.perf_counter()
     names = names_of(variants)
-    toys = []
+    toys, store = [], Pieces(keep)
     with bar(progress, "Toys", toy_seeds * len(names)) as tick:
         for name in [n for n in names if n != REGISTERS]:
             for number in range(toy_seeds):
-                toys.append({"variant": name, "seed": seed + number, **train_toy(name, seed + number)[1]})
+                row = store.get("toy", [name, seed + number], partial(toy_row, name, seed + number))
+                toys.append({"variant": name, "seed": seed + number, **row})
                 tick()
     with bar(progress, "Language models", seeds * len(names)) as tick:
         rows = compare(
@@ -89,6 +92,11 @@ def run_variants(
         notes=remarks(table),
         meta={"seed": seed, "seconds": round(time.perf_counter() - start, 1)},
     )  # fmt: skip
+
+
+def toy_row(name: str, seed: int) -> dict[str, float]:
+    """One trained toy, measured."""
+    return train_toy(name, seed)[1]
 
 
 def toy_rows(toys: list[dict[str, Any]]) -> list[dict[str, Any]]:
