@@ -222,7 +222,7 @@ def traversals(world: World, start: np.ndarray) -> tuple[np.ndarray, str]:
         rows = np.repeat(start[None].astype(float), len(values), axis=0)
         rows[:, k] = values
         drawn = world.images(rows)
-        lines.append(np.concatenate([drawn, np.full((COLUMNS - len(drawn), *drawn.shape[1:]), 0.5, np.float32)]))
+        lines.append(np.concatenate([drawn, np.ones((COLUMNS - len(drawn), *drawn.shape[1:]), np.float32)]))
     return mosaic(np.concatenate(lines), COLUMNS), ", ".join(world.names)
 
 

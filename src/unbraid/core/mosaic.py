@@ -10,7 +10,7 @@ SMALLEST, GAP = 48, 2  # pixels of an image's side after enlarging, and between 
 
 
 def mosaic(images: np.ndarray, across: int | None = None) -> np.ndarray:
-    """Images side by side as one, small ones enlarged without blur, grey between.
+    """Images side by side as one, small ones enlarged without blur, white between.
 
     Args:
         images: [rows, columns, C, H, W], or [n, C, H, W] with ``across`` in a row; one or three channels, uint8 or
@@ -33,9 +33,9 @@ def mosaic(images: np.ndarray, across: int | None = None) -> np.ndarray:
     times = max(1, -(-SMALLEST // images.shape[2]))
     big = images.repeat(times, axis=2).repeat(times, axis=3).transpose(0, 2, 3, 1)
     n, height, width, channels = big.shape
-    grey = 128 if images.dtype == np.uint8 else 0.5
+    white = 255 if images.dtype == np.uint8 else 1.0
     down = -(-n // across)
-    out = np.full((down * (height + GAP) - GAP, across * (width + GAP) - GAP, channels), grey, images.dtype)
+    out = np.full((down * (height + GAP) - GAP, across * (width + GAP) - GAP, channels), white, images.dtype)
     for i, tile in enumerate(big):
         y, x = (i // across) * (height + GAP), (i % across) * (width + GAP)
         out[y : y + height, x : x + width] = tile
