@@ -72,17 +72,21 @@ studies: $(VENV)/.dev
 		--keep runs/studies/secondary_sinks --out results/secondary_sinks/smollm2-$$(date +%Y%m%d-%H%M%S)
 	@$(BIN)/unbraid run secondary_sinks --model gemma3-270m --traces 6 --english 6 --seed 1 \
 		--keep runs/studies/secondary_sinks_gemma --out results/secondary_sinks/gemma3-270m-$$(date +%Y%m%d-%H%M%S)
-	@$(RUN) -m unbraid.systems.attention_sinks.training.study \
+	@$(RUN) -m unbraid.systems.attention_sinks.training.study --seed 1 \
 		--out results/attention_sinks/variants-$$(date +%Y%m%d-%H%M%S)
 	@$(BIN)/unbraid run attention_sinks --others gemma3-270m --streams 2 --keep runs/studies/attention_sinks \
 		--out results/attention_sinks/smollm2-$$(date +%Y%m%d-%H%M%S)
 	@$(BIN)/unbraid run circuit_reuse --prompts 20 --held-out 48 --seeds 2 --batch 20 --most-shots 2 \
 		--keep runs/studies/circuit_reuse --out results/circuit_reuse/smollm2-$$(date +%Y%m%d-%H%M%S)
-	@$(BIN)/unbraid run s2t_cross_attention --keep runs/studies/s2t_cross_attention \
+	@$(BIN)/unbraid run s2t_cross_attention --recordings arctic,praatio,librivox,beckett --spoken 6 --masks 240 \
+		--encoder-masks 240 --deletion-clips 6 --world-seeds 5 --context-masks 36 --keep runs/studies/s2t_cross_attention \
 		--out results/s2t_cross_attention/whisper-tiny.en-$$(date +%Y%m%d-%H%M%S)
 	@$(BIN)/unbraid run active_variables --objectives beta,beta_tc,factor,dip_ii,annealed,dip_i --levels 3 --seeds 5 \
 		--downstream both --checks 5 --keep runs/studies/active_variables \
 		--out results/active_variables/sprites-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run xfactors --worlds sprites,shapes3d,cars3d --seeds 3 \
+		--methods 'XFactors,500 / 100,capacity,leakage,outside,classifier,no contrast,Ada-GVAE,beta-VAE' \
+		--keep runs/studies/xfactors --out results/xfactors/worlds-$$(date +%Y%m%d-%H%M%S)
 
 # the versions of a fresh environment; every extra is resolved, those that tests do not need are not installed
 constraints:
