@@ -86,7 +86,7 @@ def run(
         checks: Trainings of beta 1 and 4 each on discs with continuous factors, for the checks of the method's sheet.
         watch: Whether one training is watched step by step.
         keep: Folder for finished models; a run that is started again with the same folder goes on where it stopped.
-        seed: First of the seeds; strengths were chosen on seed 100.
+        seed: First of the seeds; strengths were explored on seed 100.
         progress: Show progress on stderr; by default when that is a terminal.
 
     Returns:
