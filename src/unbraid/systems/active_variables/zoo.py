@@ -23,7 +23,7 @@ from unbraid.systems.active_variables.scores import informative, largest_with
 from unbraid.systems.active_variables.statistics import correlation
 from unbraid.systems.active_variables.system import ActiveVariables
 
-# From weak to strong, explored on seed 100 so that they span from few collapsed latents to many. The literature's values
+# From weak to strong, explored on seed 100 to span from few collapsed latents to many. The literature's values
 # belong to 64 x 64 images: at 16 x 16 a sixteenth of the pixels stands against the same regulariser.
 STRENGTHS: dict[ObjectiveName, tuple[float, ...]] = {
     "beta": (0.5, 1, 2, 4),
