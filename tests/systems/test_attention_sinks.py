@@ -16,6 +16,7 @@ from unbraid.systems import attention_sinks
 from unbraid.systems.attention_sinks import TAXONOMY, AttentionSinks, report
 from unbraid.systems.attention_sinks.detection import metrics
 from unbraid.systems.attention_sinks.detection.layout import Layout, one_hot_columns
+from unbraid.systems.attention_sinks.training.study import run_variants
 
 
 def close(a, b, atol: float = 1e-4) -> None:
@@ -319,9 +320,12 @@ def test_a_small_study_makes_a_page_and_resumes(tokenizer, tmp_path: Path, monke
     assert {r["branch"] for r in rows} == {"baseline", "3.1", "3.2", "3.4"}
     folder = result.save(tmp_path / "page")
     assert "Attention on the first token" in (folder / "index.html").read_text(encoding="utf-8")
-    again = study.run(**SMALL, others=("other",), streams=2, keep=tmp_path / "keep", trained=folder)
+    variants = run_variants(["softmax1"], 1, "tiny", 2, 2, 16, toy_seeds=0, progress=False).save(tmp_path / "variants")
+    again = study.run(**SMALL, others=("other",), streams=2, keep=tmp_path / "keep", trained=variants)
     assert any("read back" in note for note in again.notes)
     assert any(name.startswith("trained variants: ") for name in again.tables)
+    assert any(figure.title == "What each variant buys and costs" for figure in again.figures)
+    assert again.claims[-1].name == "trained-softmax1"
     assert again.tables[names[0]] == result.tables[names[0]]
     short = study.run(**{**SMALL, "stream_tokens": 0, "compare_tokens": 0, "probe_texts": 0})
     assert sum(c.holds is None for c in short.claims) == 6

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from unbraid.core.claim import Claim
+from unbraid.core.result import Result
 from unbraid.systems.attention_sinks import CARD
 from unbraid.systems.attention_sinks.experiments.streams import after_eviction, bootstrap, label
 
@@ -26,7 +27,7 @@ class Findings:
         cache: tokens kept by the stream conditions.
         methods: what `compare` returned, or None.
         probes: what `probe` returned, or None.
-        trained: further tables, from a study of trained variants.
+        trained: result of a study of trained variants, or None.
         positions: as many as the model was trained on, or None where its configuration does not say.
         read_back: pieces of an earlier run.
     """
@@ -38,7 +39,7 @@ class Findings:
     sinks: tuple[int, ...]
     methods: dict[str, Any] | None = None
     probes: dict[str, Any] | None = None
-    trained: dict[str, Any] = field(default_factory=dict)
+    trained: Result | None = None
     read_back: int = 0
     positions: int | None = None
 

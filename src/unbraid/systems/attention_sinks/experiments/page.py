@@ -38,13 +38,14 @@ def make_result(f: Findings, params: dict[str, Any], seconds: float) -> Result:
     if f.probes is not None:
         tables |= probe_tables(f.probes)
         figures += probe_figures(f.probes)
-    for name, table in f.trained.items():
-        tables[f"trained variants: {name}"] = table
+    if f.trained is not None:
+        tables |= {f"trained variants: {name}": table for name, table in f.trained.tables.items()}
+        figures += f.trained.figures
     return Result(
         CARD.slug,
         f"Attention sinks of {f.name}: measured, used, changed and explained",
         params=params,
-        claims=measure(f),
+        claims=[*measure(f), *(() if f.trained is None else f.trained.claims)],
         tables=tables,
         figures=figures,
         arrays=arrays(f),
@@ -283,8 +284,8 @@ def remarks(f: Findings, params: dict[str, Any]) -> list[str]:
     """What a reader must know."""
     out = [
         "Texts are the language reference that ships with Python: real, technical English.",
-        "No training happens here; trained variants (survey section 5) are a study of their own, whose tables can be "
-        "put on this page with --trained.",
+        "No training happens here; trained variants (survey section 5) are a study of their own, of small models "
+        "trained from scratch, which --trained puts on this page.",
     ]
     if f.methods is not None:
         gammas = ", ".join(f"{k}: {v:g}" for k, v in f.methods["tuned"]["gammas"].items())

@@ -60,7 +60,7 @@ def run(
         budget: Tokens that the compared caches keep.
         probe_texts: Texts of the probes; 0 leaves them out.
         probe_length: Tokens of such a text.
-        trained: Folder of a result of the study of trained variants, whose tables are put on this page.
+        trained: Folder of a result of the study of trained variants, which is put on this page.
         keep: Folder for finished pieces; a run that is started again with the same folder goes on where it stopped.
         seed: Seed of texts, controls and intervals.
         device: Where to run; by default where the model is loaded (CPU, or a GPU when there is one).
@@ -78,7 +78,7 @@ def run(
     return make_result(findings, given, time.perf_counter() - start)
 
 
-def study(given: dict[str, Any], trained: dict[str, Any]) -> Findings:
+def study(given: dict[str, Any], trained: Result | None) -> Findings:
     """Everything measured."""
     from unbraid.core.pieces import Pieces
     from unbraid.systems.attention_sinks.caches.streaming import keys_of
@@ -181,9 +181,9 @@ def check(given: dict[str, Any]) -> None:
         )
 
 
-def read_trained(folder: Path | None) -> dict[str, Any]:
-    """Tables of a study of trained variants."""
-    return {} if folder is None else dict(Result.load(folder).tables)
+def read_trained(folder: Path | None) -> Result | None:
+    """The result of a study of trained variants."""
+    return None if folder is None else Result.load(folder)
 
 
 def load(name: str, device: str | None, dtype: str | None, progress: bool | None) -> tuple[Any, Any]:
