@@ -47,6 +47,7 @@ HEALTHY, DEPRESSED, LPP_SPREAD = 1.2, 0.5, 0.25  # amplitude of the LPP
 DELAY = 0.05  # of the P1 in the old, seconds
 N2_FEMALE, N2_SPREAD = -1.4, 0.2
 SLOPE, RHYTHM = 0.75, 10.0  # of the noise: power of 1/f, hertz
+CUT = 4  # epochs per stretch of noise that is made
 
 
 class ErpStudy(FactorData):
@@ -169,12 +170,19 @@ def _potentials(amounts: np.ndarray, times: np.ndarray, channels: int) -> np.nda
 
 
 def _background(n: int, channels: int, samples: int, step: float, rng: np.random.Generator) -> np.ndarray:
-    """[n, channels, samples] 1/f noise of variance 1, and a rhythm of random phase common to all sites."""
-    frequencies = np.fft.rfftfreq(samples, step)
+    """[n, channels, samples] 1/f noise of variance 1, and a rhythm of random phase common to all sites.
+
+    Epochs are cut from noise several times as long: noise made at the epoch's own length has no power at zero
+    frequency, and the mean over an epoch would give the potential away exactly.
+    """
+    whole = CUT * samples
+    frequencies = np.fft.rfftfreq(whole, step)
     weight = np.where(frequencies > 0, np.maximum(frequencies, 1e-9) ** -SLOPE, 0.0)
-    white = np.fft.rfft(rng.standard_normal((n, channels, samples)))
-    pink = np.fft.irfft(white * weight, samples)
-    pink /= np.sqrt((weight[1:] ** 2).sum() * 2 / samples)
+    pink = np.empty((n, channels, samples))
+    for rows in np.array_split(np.arange(n), max(1, n // 1_000)):  # the longer noise need not be held at once
+        white = np.fft.rfft(rng.standard_normal((len(rows), channels, whole)))
+        pink[rows] = np.fft.irfft(white * weight, whole)[..., :samples]
+    pink /= np.sqrt((weight[1:] ** 2).sum() * 2 / whole)
     phase = rng.uniform(0, 2 * np.pi, (n, 1, 1))
     swing = np.abs(rng.standard_normal((n, 1, 1)))
     return pink + 0.5 * swing * np.sin(2 * np.pi * RHYTHM * np.arange(samples) * step + phase)

@@ -84,7 +84,7 @@ def run(
     from unbraid.systems.eeg_scan.measuring import baselines, measure, prepared
     from unbraid.systems.eeg_scan.report import make_result
 
-    store, f = Pieces(keep, {"study": 1}), Findings()
+    store, f = Pieces(keep, {"study": 2}), Findings()
     world = {"subjects": subjects, "trials": trials, "noise": noise, "wrong": wrong, "unknown": unknown}
     with bar(progress, "Training models", seeds * (len(models) + 1)) as tick:
         for number in range(seed, seed + seeds):
