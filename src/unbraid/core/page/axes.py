@@ -53,7 +53,8 @@ def make_axis(
         return Axis(1.0, 10.0, start, stop, log) if log else Axis(0.0, 1.0, start, stop)
     low, high = min(there), max(there)
     if log:
-        low, high = (low / 2, high * 2) if low == high else (low / (high / low) ** 0.03, high * (high / low) ** 0.03)
+        room = 2 if math.isclose(low, high) else (high / low) ** 0.03
+        low, high = low / room, high * room
         return Axis(low, high, start, stop, True)
     if zero or 0 < low < 0.35 * high:
         low = min(low, 0.0)
@@ -68,7 +69,7 @@ def make_axis(
 def tight_axis(values: Iterable[float | int | None], start: float, stop: float, *, log: bool = False) -> Axis:
     """An axis from the least to the greatest value, for the x of lines."""
     there = [float(v) for v in values if v is not None and (not log or v > 0)]
-    if not there or min(there) == max(there):
+    if not there or min(there) == max(there) or (log and math.isclose(min(there), max(there))):
         return make_axis(there, start, stop, log=log)
     return Axis(min(there), max(there), start, stop, log)
 
