@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unbraid.core.errors import UnbraidError
-from unbraid.data.erp import DELAY, WAVES, simulate
+from unbraid.data.erp import DELAY, PLACES, SITES, WAVES, simulate, topographies
 
 
 def test_traits_do_what_is_said():
@@ -49,13 +49,42 @@ def test_labels_may_be_wrong_or_missing_and_subjects_are_kept_apart():
     np.testing.assert_array_equal(again.x, study.x)
 
 
+def test_a_montage_has_the_same_waves_and_smooth_topographies():
+    few, many = simulate(8, 2, noise=0, seed=3), simulate(8, 2, noise=0, channels=32, seed=3)
+    np.testing.assert_array_equal(few.clean, many.clean[:, :3])
+    assert many.channels == SITES
+    maps = topographies(32)
+    np.testing.assert_array_equal(maps[:, :8], [w.sites for w in WAVES])
+    assert SITES[maps[0].argmax()] in ("Oz", "O1", "O2")
+    assert maps[1, SITES.index("Fp1")] > maps[1, SITES.index("O1")]
+    left, right = (maps[:, SITES.index(n)] for n in ("PO3", "PO4"))
+    np.testing.assert_allclose(left, right)
+    with pytest.raises(UnbraidError, match="1 to 32"):
+        topographies(0)
+
+
+def test_noise_reaches_over_the_scalp_as_far_as_is_said():
+    study = simulate(20, 20, channels=32, spread=0.4, seed=1)
+    alone = simulate(20, 20, channels=32, seed=1)
+    at = np.array(list(PLACES.values()))
+    apart = np.sqrt(((at[:, None] - at) ** 2).sum(2))
+    near, far = (apart > 0) & (apart < 0.4), apart > 1.5
+    r, own = (np.corrcoef((s.x - s.clean).transpose(1, 0, 2).reshape(32, -1)) for s in (study, alone))
+    assert r[near].mean() > 0.6
+    assert r[far].mean() < 0.25
+    assert own[near].mean() < 0.25  # only the rhythm is common
+    assert (study.x - study.clean).std() == pytest.approx((alone.x - alone.clean).std(), rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"subjects": 1}, "at least 4 subjects"),
-        ({"channels": 9}, "1 to 8 channels"),
+        ({"channels": 33}, "1 to 32 channels"),
         ({"noise": -1.0}, "must be 0 or more"),
         ({"wrong": 0.9}, "at most 0.5"),
+        ({"noise": float("nan")}, "must be 0 or more"),
+        ({"spread": -1.0}, "from 0 to 2"),
     ],
 )
 def test_bad_input_is_refused(options, words):

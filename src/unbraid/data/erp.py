@@ -1,7 +1,7 @@
 """A simulated study of event-related potentials: subjects with traits, trials with noise, and the truth beneath.
 
 Four waves (P1, N2, P3, LPP) with fixed topographies; depression lowers the LPP, age delays the P1, sex raises the N2.
-Noise is 1/f with a rhythm of 10 Hz whose phase nobody knows. Needs numpy only.
+Noise is 1/f with a rhythm of 10 Hz whose phase nobody knows. Needs numpy and scipy only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,18 @@ import numpy as np
 from unbraid.core.errors import UnbraidError
 from unbraid.data.factors import FactorData
 
-SITES = ("Fz", "Cz", "Pz", "C3", "C4", "P3", "P4", "Oz")
+# site -> place on the scalp seen from above: to the right, to the front; 1 is a quarter of a circle from Cz. The
+# names are those of MNE's standard montages; the first eight have weights of their own in every wave.
+PLACES: dict[str, tuple[float, float]] = {
+    "Fz": (0.0, 0.51), "Cz": (0.0, 0.0), "Pz": (0.0, -0.51), "C3": (-0.51, 0.0), "C4": (0.51, 0.0),
+    "P3": (-0.42, -0.52), "P4": (0.42, -0.52), "Oz": (0.0, -1.02), "Fp1": (-0.32, 0.97), "AF3": (-0.35, 0.75),
+    "F7": (-0.83, 0.6), "F3": (-0.42, 0.52), "FC1": (-0.25, 0.25), "FC5": (-0.75, 0.29), "T7": (-1.02, 0.0),
+    "CP1": (-0.25, -0.25), "CP5": (-0.75, -0.29), "P7": (-0.83, -0.6), "PO3": (-0.35, -0.75), "O1": (-0.32, -0.97),
+    "O2": (0.32, -0.97), "PO4": (0.35, -0.75), "P8": (0.83, -0.6), "CP6": (0.75, -0.29), "CP2": (0.25, -0.25),
+    "T8": (1.02, 0.0), "FC6": (0.75, 0.29), "FC2": (0.25, 0.25), "F4": (0.42, 0.52), "F8": (0.83, 0.6),
+    "AF4": (0.35, 0.75), "Fp2": (0.32, 0.97),
+}  # fmt: skip
+SITES = tuple(PLACES)
 TRAITS = ("depression", "age", "sex")
 START, STOP = -0.2, 0.8  # seconds around the stimulus
 
@@ -27,7 +38,7 @@ class Wave:
         latency: of its peak, seconds.
         width: standard deviation of its Gaussian, seconds.
         amplitude: at its strongest site, in units of the noise's scale.
-        sites: weight at each of `SITES`.
+        sites: weight at each of the first eight of `SITES`; `topographies` has the others.
     """
 
     name: str
@@ -62,6 +73,8 @@ class ErpStudy(FactorData):
         amounts: [subjects, 3] what they do: amplitude of the LPP, latency of the P1 (seconds), amplitude of the N2.
         times: [samples] seconds.
         channels: names of the sites.
+
+    The topographies of the waves are `topographies(len(channels))`.
 
     Attributes:
         subjects, truth, amounts, times, channels, clean: as given.
@@ -102,6 +115,27 @@ class ErpStudy(FactorData):
         return np.flatnonzero(inside), np.flatnonzero(~inside)
 
 
+def topographies(channels: int) -> np.ndarray:
+    """[waves, channels] weight of each wave at the first so many of `SITES`.
+
+    The first eight are as `WAVES` has them; a smooth surface through those eight gives the others.
+
+    Raises:
+        UnbraidError: more channels than there are sites, or none.
+    """
+    if not 1 <= channels <= len(SITES):
+        raise UnbraidError(f"channels is {channels}; the simulation knows 1 to {len(SITES)} sites.")
+    own = np.array([wave.sites for wave in WAVES])
+    places = np.array(list(PLACES.values()))
+    known = own.shape[1]
+    if channels <= known:
+        return own[:, :channels]
+    from scipy.interpolate import RBFInterpolator
+
+    rest = RBFInterpolator(places[:known], own.T, kernel="linear")(places[known:channels]).T
+    return np.concatenate([own, rest.clip(0.0, 1.0)], 1)
+
+
 def simulate(
     subjects: int = 400,
     trials: int = 30,
@@ -110,6 +144,7 @@ def simulate(
     samples: int = 64,
     wrong: float = 0.0,
     unknown: float = 0.0,
+    spread: float = 0.0,
     seed: int = 0,
 ) -> ErpStudy:
     """A study with known truth.
@@ -118,10 +153,12 @@ def simulate(
         subjects: how many.
         trials: of each.
         noise: scale of the noise; 0 gives the clean potentials.
-        channels: of `SITES`, the first so many.
+        channels: of `SITES`, the first so many; 32 make a montage for topographies.
         samples: from -0.2 to 0.8 s.
         wrong: share of labels that are turned round, per subject and trait.
         unknown: share of labels that are -1.
+        spread: how far the 1/f noise reaches over the scalp (0.5 is the distance from Cz to Pz); 0: each site has its
+            own, which no head does, and which makes averages over many sites too easy.
         seed: of everything.
 
     Raises:
@@ -137,8 +174,11 @@ def simulate(
             f"subjects={subjects}, trials={trials}, samples={samples}, channels={channels}: give at least 4 subjects, "
             f"1 trial and 16 samples, and 1 to {len(SITES)} channels."
         )
-    if noise < 0 or not 0 <= wrong <= 0.5 or not 0 <= unknown < 1:
-        raise UnbraidError(f"noise={noise} must be 0 or more, wrong={wrong} at most 0.5, unknown={unknown} below 1.")
+    if not noise >= 0 or not 0 <= wrong <= 0.5 or not 0 <= unknown < 1 or not 0 <= spread <= 2:
+        raise UnbraidError(
+            f"noise={noise} must be 0 or more, wrong={wrong} at most 0.5, unknown={unknown} below 1, spread={spread} "
+            "from 0 to 2."
+        )
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, 2, (subjects, 3))
     amounts = np.stack([
@@ -150,7 +190,7 @@ def simulate(
     potentials = _potentials(amounts, times, channels)
     who = np.repeat(np.arange(subjects), trials)
     clean = potentials[who]
-    x = clean + noise * _background(len(who), channels, samples, (STOP - START) / (samples - 1), rng)
+    x = clean + noise * _background(len(who), channels, samples, (STOP - START) / (samples - 1), spread, rng)
     labels = np.where(rng.random((subjects, 3)) < wrong, 1 - truth, truth)
     labels = np.where(rng.random((subjects, 3)) < unknown, -1, labels)
     return ErpStudy(
@@ -161,15 +201,17 @@ def simulate(
 def _potentials(amounts: np.ndarray, times: np.ndarray, channels: int) -> np.ndarray:
     """[subjects, channels, samples] without noise."""
     out = np.zeros((len(amounts), channels, len(times)))
-    for wave in WAVES:
+    for wave, sites in zip(WAVES, topographies(channels), strict=True):
         latency = amounts[:, 1] if wave.name == "P1" else np.full(len(amounts), wave.latency)
         size = {"LPP": amounts[:, 0], "N2": amounts[:, 2]}.get(wave.name, np.full(len(amounts), wave.amplitude))
         shape = np.exp(-0.5 * ((times - latency[:, None]) / wave.width) ** 2) * size[:, None]
-        out += np.array(wave.sites[:channels])[None, :, None] * shape[:, None]
+        out += sites[None, :, None] * shape[:, None]
     return out
 
 
-def _background(n: int, channels: int, samples: int, step: float, rng: np.random.Generator) -> np.ndarray:
+def _background(
+    n: int, channels: int, samples: int, step: float, spread: float, rng: np.random.Generator
+) -> np.ndarray:  # fmt: skip
     """[n, channels, samples] 1/f noise of variance 1, and a rhythm of random phase common to all sites.
 
     Epochs are cut from noise several times as long: noise made at the epoch's own length has no power at zero
@@ -183,6 +225,11 @@ def _background(n: int, channels: int, samples: int, step: float, rng: np.random
         white = np.fft.rfft(rng.standard_normal((len(rows), channels, whole)))
         pink[rows] = np.fft.irfft(white * weight, whole)[..., :samples]
     pink /= np.sqrt((weight[1:] ** 2).sum() * 2 / whole)
+    if spread:
+        at = np.array([PLACES[site] for site in SITES[:channels]])
+        apart = ((at[:, None] - at) ** 2).sum(2)
+        cov = 0.98 * np.exp(-apart / (2 * spread**2)) + 0.02 * np.eye(channels)  # 2 % are the electrode's own
+        pink = np.linalg.cholesky(cov) @ pink
     phase = rng.uniform(0, 2 * np.pi, (n, 1, 1))
     swing = np.abs(rng.standard_normal((n, 1, 1)))
     return pink + 0.5 * swing * np.sin(2 * np.pi * RHYTHM * np.arange(samples) * step + phase)
