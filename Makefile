@@ -85,7 +85,7 @@ studies: $(VENV)/.dev
 		--downstream both --checks 5 --keep runs/studies/active_variables \
 		--out results/active_variables/sprites-$$(date +%Y%m%d-%H%M%S)
 	@$(BIN)/unbraid run xfactors --worlds sprites,shapes3d,cars3d --seeds 3 \
-		--methods 'XFactors,500 / 100,capacity,leakage,outside,classifier,no contrast,Ada-GVAE,beta-VAE' \
+		--methods 'XFactors,500 / 100,capacity,leakage,exchange,outside,classifier,no contrast,Ada-GVAE,beta-VAE' \
 		--keep runs/studies/xfactors --out results/xfactors/worlds-$$(date +%Y%m%d-%H%M%S)
 
 # the versions of a fresh environment; every extra is resolved, those that tests do not need are not installed

@@ -19,7 +19,7 @@ from unbraid.systems.xfactors import XFactors, quality
 from unbraid.systems.xfactors.baselines import PairLoss, assigned, train_on_pairs
 from unbraid.systems.xfactors.encoders import Frozen, TwoEncoders
 from unbraid.systems.xfactors.study import run
-from unbraid.systems.xfactors.training import BlockLoss, Weights, correlation
+from unbraid.systems.xfactors.training import BlockLoss, Weights, correlation, partners
 
 SIZES = {"colour": 3, "shape": 3, "scale": 2, "orientation": 1, "posX": 4, "posY": 4}
 TARGETS = ("shape", "posX")
@@ -67,6 +67,29 @@ def test_the_loss_is_its_equation(monkeypatch):
     related = correlation(mu[:, :1], mu[:, 1:]).clamp(max=1)
     assert float(total.detach()) == pytest.approx(float((error + rate + 0.2 * nce + 0.5 * related).detach()), rel=1e-5)
     assert float(told["kl_s"]) == pytest.approx(float(kl[0]), rel=1e-5)
+
+
+def test_partners_share_the_label_and_the_unlabelled_stay():
+    torch.manual_seed(0)
+    y = torch.tensor([2.0, 0, 1, 2, -1, 0, 0, -1, 0.25, 0.3])
+    seen = torch.stack([partners(y) for _ in range(200)])
+    assert (y[seen] == y).all()
+    assert (seen[:, [4, 7, 8, 9, 2]] == torch.tensor([4, 7, 8, 9, 2])).all()  # unknown, or alone with its label
+    assert set(seen[:, 1].tolist()) == {1, 5, 6}
+    assert all(len(row.unique()) == len(y) for row in seen)  # each is handed on once
+
+
+def test_blocks_exchanged_within_a_class_are_still_of_that_class():
+    loss = block_loss(exchange=1.0)
+    z = torch.arange(40.0).reshape(8, 5)
+    y = torch.tensor([[0.0, 0.0]] * 4 + [[1.0, -1.0]] * 4)
+    torch.manual_seed(1)
+    mixed = loss._exchanged(z, y)
+    assert (mixed[:, :1] == z[:, :1]).all()
+    assert (mixed[4:, 3:] == z[4:, 3:]).all()
+    assert not (mixed[:, 1:3] == z[:, 1:3]).all()
+    assert set(mixed[:4, 1].tolist()) == set(z[:4, 1].tolist())
+    assert set(mixed[4:, 1].tolist()) == set(z[4:, 1].tolist())
 
 
 def test_correlation_is_numpys():
@@ -187,7 +210,7 @@ def test_frozen_backbones_of_transformers_and_diffusers(world):
 
 
 def test_ada_gvae_averages_what_a_pair_shares(world, monkeypatch):
-    vae = train_on_pairs(world, 6, 1.0, True, 2, 16, 16, seed=0)
+    vae = train_on_pairs(world, 6, 1.0, True, 2, 16, "mlp", 16, seed=0)
     loss, seen = PairLoss(vae, 1.0), []
     kept = GaussianVAE.sample
     monkeypatch.setattr(GaussianVAE, "sample", lambda self, m, s, generator=None: seen.append(m) or kept(self, m, s))
@@ -221,6 +244,7 @@ def test_the_study_runs_resumes_and_says_what_it_did_not_test(tmp_path: Path):
         (lambda w: XFactors(targets=("shape",)).fit(w.intervene("shape", 1)), "nothing to contrast"),
         (lambda w: XFactors(size="huge").fit(w), "size is 'huge'"),
         (lambda w: XFactors(tau=0.0).fit(w), "tau=0.0"),
+        (lambda w: XFactors(exchange=1.5).fit(w), "exchange=1.5"),
         (lambda w: XFactors(capacity="auto").fit(w), "capacity='auto'"),
         (lambda w: XFactors().fit(FactorData(np.full((8, 1, 16, 16), np.nan), HALVES)), "NaN|finite"),
         (lambda w: XFactors().fit(FactorData(np.zeros((8, 4)), HALVES)), "square images"),

@@ -39,6 +39,10 @@ CARD = Card(
             "control", "Driving the residual's rate to the entropy of the unlabelled factors makes swaps better.",
             "a check of this project's: beyond the paper",
         ),
+        ClaimSpec(
+            "exchange", "Decoding blocks from other images of the same label, with that rate, makes swaps better.",
+            "a check of this project's: beyond the paper",
+        ),
     ),
 )  # fmt: skip
 

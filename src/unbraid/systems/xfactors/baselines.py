@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unbraid.core.train import fit_loop
 from unbraid.data.factors import FactorData
 from unbraid.data.observations import Observations
+from unbraid.layers.nets import Kind
 from unbraid.layers.vae import Activation, GaussianVAE, Likelihood, encode_all, image_vae, seeded
 from unbraid.losses.vae import gaussian_kl, kl_between, vae_reconstruction
 
@@ -62,6 +63,7 @@ def train_on_pairs(
     adaptive: bool,
     steps: int,
     batch: int,
+    kind: Kind,
     width: int,
     seed: int,
     progress: bool | None = False,
@@ -75,7 +77,8 @@ def train_on_pairs(
         adaptive: Ada-GVAE; False: a beta-VAE on the same images.
         steps: of training.
         batch: images per step, half as many pairs.
-        width: of the MLP.
+        kind: of network, see `image_encoder`.
+        width: of that network.
         seed: of weights, pairs and draws.
         progress: show a bar.
     """
@@ -83,7 +86,7 @@ def train_on_pairs(
     likelihood: Likelihood = "bernoulli"
     activation: Activation = "sigmoid"
     vae = image_vae(
-        source.shape[0], source.shape[1], latents, kind="mlp", width=width, norm="batch", likelihood=likelihood,
+        source.shape[0], source.shape[1], latents, kind=kind, width=width, norm="batch", likelihood=likelihood,
         activation=activation, seed=seed,
     )  # fmt: skip
     numbered = FactorData(np.arange(len(data)), data.factors, data.names, data.sizes)

@@ -29,7 +29,7 @@ Size = Literal["tiny", "small", "medium", "paper"]
 # network, width, steps, batch of each size; "paper" is the official code's at 64 x 64 (70 epochs of 32 on Shapes3D)
 SIZES: dict[str, tuple[Kind, int, int, int]] = {
     "tiny": ("mlp", 64, 120, 64),
-    "small": ("mlp", 256, 3_000, 128),
+    "small": ("conv", 32, 3_000, 128),
     "medium": ("resnet", 24, 6_000, 64),
     "paper": ("resnet", 48, 670_000, 32),
 }
@@ -57,6 +57,8 @@ class XFactors(System):
             that have no block. None: beta_s stays.
         leakage: weight of the debiased CKA between S and each label, the other control of leakage; 0: none.
         covariance: weight of the correlation between S and the blocks (the paper's option, off); 0: none.
+        exchange: share of blocks that are decoded from another image with the same label, so that a block can carry
+            nothing but its label; not in the paper. 0: none.
         ordinal: bandwidths, in classes, of factors whose neighbours count as partly alike: name -> bandwidth.
         cyclic: names of factors whose last class is a neighbour of the first; needs a bandwidth to matter.
         shared: one encoder for S and the blocks, half the work, in place of two.
@@ -88,6 +90,7 @@ class XFactors(System):
         capacity: float | Literal["auto"] | None = None,
         leakage: float = 0.0,
         covariance: float = 0.0,
+        exchange: float = 0.0,
         ordinal: Mapping[str, float] | None = None,
         cyclic: Sequence[str] = (),
         shared: bool = False,
@@ -100,7 +103,7 @@ class XFactors(System):
     ) -> None:
         self.targets, self.dim, self.rest, self.tau, self.form = targets, dim, rest, tau, form
         self.supervision, self.weight, self.kl, self.beta_s, self.beta_t = supervision, weight, kl, beta_s, beta_t
-        self.capacity, self.leakage, self.covariance = capacity, leakage, covariance
+        self.capacity, self.leakage, self.covariance, self.exchange = capacity, leakage, covariance, exchange
         self.ordinal, self.cyclic, self.shared, self.backbone = ordinal, cyclic, shared, backbone
         self.size, self.steps, self.batch, self.lr, self.seed = size, steps, batch, lr, seed
 
@@ -185,6 +188,7 @@ class XFactors(System):
             ("capacity", self.capacity, self.capacity in (None, "auto") or self.capacity > 0),  # type: ignore[operator]
             *((n, vars(self)[n], vars(self)[n] >= 0) for n in
               ("weight", "kl", "beta_s", "beta_t", "leakage", "covariance")),
+            ("exchange", self.exchange, 0 <= self.exchange <= 1),
         ]  # fmt: skip
         for name, value, fine in ranges:
             if not fine:
@@ -209,7 +213,7 @@ class XFactors(System):
             capacity = sum(math.log(s) for s in free if s)
         return Weights(
             self.kl, self.beta_s, self.beta_t, self.weight, self.tau, self.form, self.supervision, capacity,
-            self.leakage, self.covariance,
+            self.leakage, self.covariance, self.exchange,
         )  # fmt: skip
 
     def build_module(self, name: str) -> GaussianVAE:
@@ -223,7 +227,8 @@ class XFactors(System):
 
         def build(outputs: int) -> nn.Module:
             if self.backbone is not None:
-                return Frozen(self.backbone, outputs, (channels, side, side), width)
+                hidden = width if kind == "mlp" else 8 * width  # as the last layers of `image_encoder`
+                return Frozen(self.backbone, outputs, (channels, side, side), hidden)
             return image_encoder(channels, side, outputs, kind, width, norm)
 
         encoder = TwoEncoders(build, self.rest, latents - self.rest, self.shared)

@@ -33,6 +33,7 @@ class Weights:
     capacity: float | None = None
     leakage: float = 0.0
     covariance: float = 0.0
+    exchange: float = 0.0
 
 
 class BlockLoss(nn.Module):
@@ -72,7 +73,9 @@ class BlockLoss(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of images [B, C, H, W] with labels [B, factors] (negative: unknown), and its parts."""
         w = self.weights
-        mu, logvar, z, logits = self.vae(x)
+        mu, logvar = self.vae.encode(x)
+        z = self.vae.sample(mu, logvar)
+        logits = self.vae.logits(self._exchanged(z, labels) if w.exchange else z)
         error = (self.vae.activate(logits) - x).square().mean()
         kl = gaussian_kl(mu, logvar).mean(0)
         kl_s, kl_t = kl[: self.rest].sum(), kl[self.rest :].sum()
@@ -89,6 +92,15 @@ class BlockLoss(nn.Module):
             told["correlation"] = correlation(mu[:, : self.rest], mu[:, self.rest :])
             loss = loss + w.covariance * told["correlation"].clamp(max=1)
         return loss, told
+
+    def _exchanged(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Codes whose blocks come, each with the probability asked, from another image of the batch with that label."""
+        mixed = z.clone()
+        for i, (a, b) in enumerate(self.blocks):
+            other = partners(labels[:, i])
+            taken = torch.rand(len(z), 1, device=z.device) < self.weights.exchange
+            mixed[:, a:b] = torch.where(taken, z[other, a:b], z[:, a:b])
+        return mixed
 
     def _supervision(self, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         term, anchored = z.new_zeros(()), z.new_zeros(())
@@ -114,6 +126,15 @@ class BlockLoss(nn.Module):
         self.rate.copy_(kl_s if bool(self.rate.isnan()) else SMOOTH * self.rate + (1 - SMOOTH) * kl_s)
         off = ((self.rate - target) / target).clamp(-1, 1)
         self.beta.mul_((RATE * off).exp()).clamp_(*BETA_RANGE)
+
+
+def partners(labels: Tensor) -> Tensor:
+    """[B] for each sample another one, drawn without replacement, of the same label; itself where that is unknown."""
+    ranks = labels.unique(return_inverse=True)[1]
+    one, other = ((ranks + 0.5 * torch.rand(len(ranks), device=labels.device)).argsort() for _ in range(2))
+    found = torch.empty_like(one)
+    found[one] = other
+    return torch.where(labels < 0, torch.arange(len(labels), device=labels.device), found)
 
 
 def correlation(one: Tensor, other: Tensor) -> Tensor:
