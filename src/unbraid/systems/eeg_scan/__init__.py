@@ -22,6 +22,10 @@ CARD = Card(
             "a check of this project's: correlation after the grand average is subtracted",
         ),
         ClaimSpec(
+            "invented", "Of noise alone the code makes the mean potential and nothing of the subject's own.",
+            "a check of this project's: the null of denoising",
+        ),
+        ClaimSpec(
             "depression", "Codes tell depression at least as well as the late positive potential does.",
             "abstract: beats the canonical hand-engineered baseline",
         ),
@@ -44,6 +48,10 @@ CARD = Card(
             "remap", "A new scheme of labels needs a new SCAN only, in a fraction of the time, at no loss.",
             "abstract: quick re-mapping to new labels",
         ),
+        ClaimSpec(
+            "delay", "With the noise made white first, the code holds the delay of a wave that it misses without.",
+            "not in the paper: a remedy for what the method sheet found missing",
+        ),
     ),
 )  # fmt: skip
 
@@ -58,12 +66,22 @@ _HOME = {
     "khot": "head",
     "lpp_score": "baselines",
     "accuracy": "baselines",
+    "classify": "baselines",
+    "folds": "baselines",
+    "interval": "baselines",
+    "rank_models": "ranking",
+    "pca": "controls",
+    "autoencoder": "controls",
+    "xdawn": "controls",
     "surrogates": "baselines",
     "from_epochs": "recordings",
     "read_epochs": "recordings",
     "read_bids": "recordings",
+    "to_epochs": "recordings",
     "to_evoked": "recordings",
     "topographies": "recordings",
+    "Recombiner": "recombining",
+    "train_recombiner": "recombining",
 }
 
 

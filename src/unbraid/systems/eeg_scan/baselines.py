@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from unbraid.core.errors import UnbraidError
 from unbraid.systems.eeg_scan.epochs import mean_by
 
+Classifier = Literal["logistic", "svm", "knn"]
 WINDOW = (0.4, 0.8)  # seconds after the stimulus
 PARIETAL = ("Pz", "P3", "P4", "CPz", "CP1", "CP2", "P1", "P2")
 
@@ -43,10 +45,27 @@ def lpp_score(
     return x[:, at][:, :, late].mean((1, 2))
 
 
+class Told(NamedTuple):
+    """What a classifier said of held-out trials or subjects: true values, answers, and whose they are, [n] each."""
+
+    true: np.ndarray
+    told: np.ndarray
+    who: np.ndarray
+
+
 def accuracy(
-    features: np.ndarray, labels: np.ndarray, subjects: np.ndarray, train: np.ndarray, by_subject: bool = False
-) -> float:
-    """Balanced accuracy of logistic regression on subjects it has not seen.
+    features: np.ndarray, labels: np.ndarray, subjects: np.ndarray, train: np.ndarray, by_subject: bool = False,
+    classifier: Classifier = "logistic",
+) -> float:  # fmt: skip
+    """Balanced accuracy of a classifier on subjects it has not seen; arguments as for `classify`."""
+    return balanced(*classify(features, labels, subjects, train, by_subject, classifier)[:2])
+
+
+def classify(
+    features: np.ndarray, labels: np.ndarray, subjects: np.ndarray, train: np.ndarray, by_subject: bool = False,
+    classifier: Classifier = "logistic",
+) -> Told:  # fmt: skip
+    """What a classifier says of subjects it has not seen.
 
     Args:
         features: [n, F], or [n].
@@ -54,15 +73,20 @@ def accuracy(
         subjects: [n].
         train: [n] whether a trial is for training; no subject may be on both sides.
         by_subject: features are averaged over each subject's trials first.
+        classifier: "logistic", "svm" (radial kernel) or "knn" (15 neighbours), each with rare classes weighed up
+            where it knows how.
 
     Raises:
-        UnbraidError: a subject on both sides, or one class only.
+        UnbraidError: lengths differ, a subject is on both sides or changes its label, or a side has one class only.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
+    features, labels, subjects, train = (np.asarray(v) for v in (features, labels, subjects, train))
+    if train.dtype != bool or not len(features) == len(labels) == len(subjects) == len(train):
+        raise UnbraidError(
+            f"features, labels, subjects and train (bool) must be alike in length, not {len(features)}, {len(labels)}, "
+            f"{len(subjects)} and {len(train)} ({train.dtype})."
+        )
+    if not np.isfinite(features).all():
+        raise UnbraidError("features hold NaN or infinity; leave those trials out.")
     if set(subjects[train]) & set(subjects[~train]):
         raise UnbraidError("a subject has trials in training and in test, which inflates every accuracy; split them.")
     known = labels >= 0
@@ -70,16 +94,86 @@ def accuracy(
     y, who, inside = labels[known], subjects[known], train[known]
     if by_subject:
         names, z = mean_by(z, who)
-        first = np.searchsorted(np.sort(who, kind="stable"), names)
-        order = np.argsort(who, kind="stable")[first]
-        y, inside = y[order], inside[order]
+        _, first, at = np.unique(who, return_index=True, return_inverse=True)
+        if (y != y[first][at]).any():
+            raise UnbraidError("by_subject=True needs one label per subject; here it changes between trials.")
+        who, y, inside = names, y[first], inside[first]
     if min(len(np.unique(y[inside])), len(np.unique(y[~inside]))) < 2:
         raise UnbraidError("one side of the split has a single class only; take more subjects or another split.")
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=200))
+    model = _classifier(classifier, int(inside.sum()))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore")  # logistic regression may stop before its tolerance
         model.fit(z[inside], y[inside])
-    return balanced(y[~inside], model.predict(z[~inside]))
+    return Told(y[~inside], model.predict(z[~inside]), who[~inside])
+
+
+def _classifier(name: str, n: int) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    if name == "logistic":
+        model: Any = LogisticRegression(C=0.1, class_weight="balanced", max_iter=200)
+    elif name == "svm":
+        model = SVC(class_weight="balanced")
+    elif name == "knn":
+        model = KNeighborsClassifier(min(15, n))
+    else:
+        raise UnbraidError(f"classifier is {name!r}; it must be 'logistic', 'svm' or 'knn'.")
+    return make_pipeline(StandardScaler(), model)
+
+
+def folds(
+    features: Callable[[np.ndarray], np.ndarray], labels: np.ndarray, subjects: np.ndarray, count: int = 5,
+    by_subject: bool = True, classifier: Classifier = "logistic", seed: int = 0,
+) -> Told:  # fmt: skip
+    """What classifiers say of every subject, each by one that has not seen it: folds are made of participants.
+
+    Args:
+        features: of all trials [n, F], by a code that is learned from the trials where the mask [n] it gets is True;
+            one that ignores the mask has seen all subjects.
+        labels: [n], -1 where unknown.
+        subjects: [n].
+        count: of folds, at least 2.
+        by_subject: a subject's average is classified, not its trials.
+        classifier: as for `classify`.
+        seed: of the folds.
+
+    Raises:
+        UnbraidError: more folds than subjects, or what `classify` refuses.
+    """
+    names = np.unique(subjects)
+    if not 2 <= count <= len(names):
+        raise UnbraidError(f"{count} folds of {len(names)} subjects; give 2 to {len(names)}.")
+    parts = np.array_split(np.random.default_rng(seed).permutation(names), count)
+    said = []
+    for part in parts:
+        train = ~np.isin(subjects, part)
+        said.append(classify(features(train), labels, subjects, train, by_subject, classifier))
+    return Told(*(np.concatenate(columns) for columns in zip(*said, strict=True)))
+
+
+def interval(said: Told, draws: int = 500, seed: int = 0) -> tuple[float, float]:
+    """95 % of the balanced accuracy when subjects are drawn again: trials of one subject are not independent.
+
+    Raises:
+        UnbraidError: fewer than two subjects or draws.
+    """
+    names, at = np.unique(said.who, return_inverse=True)
+    if len(names) < 2 or draws < 2:
+        raise UnbraidError(f"a bootstrap over {len(names)} subjects with {draws} draws says nothing; give 2 or more.")
+    values = np.unique(said.true)
+    right, every = np.zeros((2, len(names), len(values)))
+    column = np.searchsorted(values, said.true)
+    np.add.at(every, (at, column), 1)
+    np.add.at(right, (at, column), said.true == said.told)
+    weights = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), draws)
+    with np.errstate(invalid="ignore"):
+        shares = (weights @ right) / (weights @ every)
+    low, high = np.nanpercentile(np.nanmean(shares, 1), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def balanced(true: np.ndarray, told: np.ndarray) -> float:

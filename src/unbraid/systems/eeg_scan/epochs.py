@@ -85,6 +85,32 @@ def mean_by(values: np.ndarray, who: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return names, total / np.bincount(at).reshape(-1, *([1] * (values.ndim - 1)))
 
 
+def sub_averages(epochs: np.ndarray, who: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
+    """[n', channels, samples] means of ``size`` trials of one subject each (0: all of them), at random, none twice.
+
+    Noise falls with the root of the size, and with it what the code spends on noise. Trials that are left over join the
+    last average of their subject.
+
+    Raises:
+        UnbraidError: a size below 0, or only one average would be left.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        raise UnbraidError(f"averaged is {size!r}; it must be 0 (all trials of a subject), 1 (single trials) or more.")
+    if size == 1:
+        return epochs
+    names, at = np.unique(who, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(epochs))
+    order = order[np.argsort(at[order], kind="stable")]
+    out = []
+    for rows in np.split(order, np.cumsum(np.bincount(at))[:-1]):
+        parts = max(1, len(rows) // size) if size else 1
+        cuts = np.arange(1, parts) * size
+        out += [epochs[part].mean(0) for part in np.split(rows, cuts)]
+    if len(out) < 2:
+        raise UnbraidError(f"averaged={size} leaves a single epoch of {len(names)} subjects; take fewer trials each.")
+    return np.stack(out)
+
+
 def whitening(flat: np.ndarray, who: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """C^(-1/2) and C^(1/2) [D, D] for the covariance C of trials around their subject's mean.
 

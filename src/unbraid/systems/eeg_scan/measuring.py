@@ -3,62 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from unbraid.core.errors import UnbraidError
-from unbraid.data.erp import ErpStudy, simulate
-from unbraid.systems.eeg_scan.baselines import accuracy, balanced, correlations, lpp_score, shuffled, surrogates
+from unbraid.systems.eeg_scan.baselines import accuracy, balanced, correlations, shuffled, surrogates
+from unbraid.systems.eeg_scan.comparing import Data, denoised, follows, scored
 from unbraid.systems.eeg_scan.epochs import mean_by
-from unbraid.systems.eeg_scan.study import TRAINING
-from unbraid.systems.eeg_scan.system import EEGScan
+from unbraid.systems.eeg_scan.system import EEGScan, How
 
-
-class Data(NamedTuple):
-    """A study, which trials are for training [n], the true traits per trial [n, 3], and labels for training."""
-
-    study: ErpStudy
-    train: np.ndarray
-    truth: np.ndarray
-    seed: int
-
-
-def prepared(seed: int, world: dict[str, Any]) -> Data:
-    """A simulated study and its split by subject."""
-    study = simulate(**world, seed=seed)
-    train = np.zeros(len(study), bool)
-    truth = study.truth[study.subjects]
-    for attempt in range(100):  # of few subjects, one side may have all of a kind
-        train[:] = False
-        train[study.split_subjects(TRAINING, seed + 1_000 * attempt)[0]] = True
-        sides = (truth[~train], np.where(study.factors >= 0, study.factors, 2)[train])
-        if all({0, 1} <= set(side[:, k]) for side in sides for k in range(truth.shape[1])):
-            break
-    else:
-        raise UnbraidError(f"{len(study.truth)} subjects are too few for both kinds on either side; take more.")
-    return Data(study, train, truth, seed)
-
-
-def scored(d: Data, name: str, features: np.ndarray) -> list[dict[str, Any]]:
-    """Accuracy of logistic regression on features, per factor, for one trial and for a subject's average.
-
-    It learns from the labels that the study has and is tested on the truth.
-    """
-    rows = []
-    for k, factor in enumerate(d.study.names):
-        y = np.where(d.train, d.study.factors[:, k], d.truth[:, k])
-        row: dict[str, Any] = {"seed": d.seed, "features": name, "factor": factor}
-        for what, by in (("average", True), ("trial", False)):
-            row[what] = accuracy(features, y, d.study.subjects, d.train, by)
-        rows.append(row)
-    return rows
-
-
-def baselines(d: Data) -> list[dict[str, Any]]:
-    """The canonical score and the raw signal."""
-    score = lpp_score(d.study.x, d.study.times, d.study.channels)
-    return scored(d, "LPP score", score) + scored(d, "raw signal", d.study.x)
+WRONG, UNKNOWN = 0.2, 0.5  # shares of subjects whose labels are turned round, or taken away
 
 
 def measure(name: str, settings: dict[str, Any], d: Data) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -72,41 +26,44 @@ def measure(name: str, settings: dict[str, Any], d: Data) -> tuple[dict[str, Any
     row: dict[str, Any] = {"model": name, "seed": d.seed}
     row |= {"VAE (s)": round(middle - began, 2), "SCAN (s)": round(time.perf_counter() - middle, 2)}
     row |= {"active latents": int((model.kl_ > 0.01).sum()), "KL (nats)": float(model.kl_.sum())}
-    inputs = int(np.prod(s.x.shape[1:]))
-    row["beta_norm"] = settings["beta"] * settings["latents"] / inputs
+    row |= {"beta_norm": model.beta_norm_, "residual variance": model.residual_, "variance": model.scale_**2}
     row |= _denoising(model, d)
     row["accuracies"] = _accuracies(model, name, d)
     contrasts = {n: model.contrast(n, seed=d.seed) for n in s.names}
     row |= _naming(model, contrasts, d)
     shown = _pictures(model, contrasts, d)
-    row |= _null(model, d) | _remapped(model, d)
+    row |= _null(model, d) | _spoiled(model, d) | _remapped(model, d)
     return row, shown
 
 
 def _denoising(model: EEGScan, d: Data) -> dict[str, float]:
     x, clean, who = (v[~d.train] for v in (d.study.x, d.study.clean, d.study.subjects))
     grand = d.study.x[d.train].mean(0)
-    made, noise = model.denoise(x), surrogates(x, who, d.seed)
-    invented = model.denoise(noise)
+    made = model.denoise(x)
+    raw, mine = denoised(d, "", x), denoised(d, "", made)
+    null = denoised(d, "", model.denoise(surrogates(x, who, d.seed)))
     names = np.unique(who)
     other = dict(zip(names, np.roll(names, 1), strict=True))
     first = {a: int(np.argmax(who == a)) for a in names}
     foreign = clean[[first[other[w]] for w in who]]
     return {
-        "trial": float(correlations(x, clean).mean()), "reconstruction": float(correlations(made, clean).mean()),
-        "trial, own part": float(correlations(x - grand, clean - grand).mean()),
-        "reconstruction, own part": float(correlations(made - grand, clean - grand).mean()),
+        "trial": raw["correlation"], "reconstruction": mine["correlation"],
+        "trial, own part": raw["own part"], "reconstruction, own part": mine["own part"],
         "another subject's, own part": float(correlations(made - grand, foreign - grand).mean()),
-        "reconstruction of noise": float(correlations(invented, clean).mean()),
-        "reconstruction of noise, own part": float(correlations(invented - grand, clean - grand).mean()),
+        "reconstruction of noise": null["correlation"], "reconstruction of noise, own part": null["own part"],
         "average of trials": float(correlations(mean_by(x, who)[1], mean_by(clean, who)[1]).mean()),
         "average of reconstructions": float(correlations(mean_by(made, who)[1], mean_by(clean, who)[1]).mean()),
     }  # fmt: skip
 
 
 def _accuracies(model: EEGScan, name: str, d: Data) -> list[dict[str, Any]]:
-    ways: tuple[tuple[Literal["decoder", "match"], str], ...] = (("decoder", "SCAN"), ("match", "SCAN by match"))
-    rows = scored(d, f"codes, {name}", model.transform(d.study.x))
+    ways: tuple[tuple[How, str], ...] = (
+        ("decoder", "SCAN"), ("trials", "SCAN over trials"), ("match", "SCAN by match"),
+    )  # fmt: skip
+    z = model.transform(d.study.x)
+    rows = scored(d, f"codes, {name}", z)
+    for kind in ("svm", "knn"):
+        rows += scored(d, f"codes, {name}, {'SVM' if kind == 'svm' else 'kNN'}", z, kind)  # type: ignore[arg-type]
     held = ~d.train
     x, who, truth = d.study.x[held], d.study.subjects[held], d.truth[held]
     people = d.study.truth[np.unique(who)]
@@ -115,27 +72,59 @@ def _accuracies(model: EEGScan, name: str, d: Data) -> list[dict[str, Any]]:
             one, whole = (model.predict_proba(x, factor, s, how).argmax(1) for s in (None, who))
             rows.append({
                 "seed": d.seed, "features": f"{label}, {name}", "factor": factor,
-                "average": float(balanced(people[:, k], whole)), "trial": float(balanced(truth[:, k], one)),
+                "average": float(balanced(people[:, k], whole)),
+                "trial": None if how == "trials" else float(balanced(truth[:, k], one)),
             })  # fmt: skip
     return rows
 
 
 def _naming(model: EEGScan, contrasts: dict[str, Any], d: Data) -> dict[str, Any]:
-    """Does the largest contrast name the latent that follows the true amount best, over held-out subjects?"""
+    """Does the largest contrast name the latent that follows the true amount best, over held-out subjects?
+
+    And what is that latent worth alone, as a classifier of one feature?
+    """
     held = ~d.train
-    names = np.unique(d.study.subjects[held])
-    z = model.transform(d.study.x[held], d.study.subjects[held])
-    amounts = d.study.amounts[names]
+    z = model.transform(d.study.x)
+    names, means = mean_by(z[held], d.study.subjects[held])
+    r = np.abs(follows(means, d.study.amounts[names]))
+    single = np.abs(follows(z[held], d.study.amounts[d.study.subjects[held]]))
     out: dict[str, Any] = {}
     for k, factor in enumerate(d.study.names):
-        live = z.std(0) > 1e-6
-        r = np.zeros(z.shape[1])
-        r[live] = np.abs(np.corrcoef(z[:, live].T, amounts[:, k])[-1, :-1])
-        named = int(contrasts[factor].head.argmax())
+        head = contrasts[factor].head
+        named = int(head.argmax())
+        y = np.where(d.train, d.study.factors[:, k], d.truth[:, k])
         out |= {
-            f"{factor}: named": named, f"{factor}: truest": int(r.argmax()), f"{factor}: |r| of named": float(r[named]),
-            f"{factor}: |r| of truest": float(r.max()), f"{factor}: contrast": float(contrasts[factor].head.max()),
+            f"{factor}: named": named, f"{factor}: truest": int(r[:, k].argmax()),
+            f"{factor}: |r| of named": float(r[named, k]), f"{factor}: |r| of truest": float(r[:, k].max()),
+            f"{factor}: |r|, trials": float(single[:, k].max()), f"{factor}: contrast": float(head.max()),
+            f"{factor}: next contrast": float(np.sort(head)[-2]) if len(head) > 1 else 0.0,
+            f"{factor}: named latent alone": accuracy(z[:, named], y, d.study.subjects, d.train, True),
         }  # fmt: skip
+    return out
+
+
+def _spoiled(model: EEGScan, d: Data) -> dict[str, Any]:
+    """SCAN again with a part of the subjects' labels wrong, or unknown; the truth decides."""
+    s, inside = d.study, d.train
+    rng = np.random.default_rng(d.seed)
+    hit = rng.random(s.truth.shape)
+    labels, who, out = s.factors, s.subjects, {}
+    z = model.transform(s.x[~inside], s.subjects[~inside])
+    people = np.unique(who[~inside])
+    truest = np.abs(follows(z, s.amounts[people])).argmax(0)
+    for name, changed in (
+        ("20 % wrong", np.where((hit[who] < WRONG) & (labels >= 0), 1 - labels, labels)),
+        ("50 % unknown", np.where(hit[who] < UNKNOWN, -1, labels)),
+    ):
+        model.remap(s.x[inside], changed[inside], who[inside], s.names, progress=False)
+        for k, factor in enumerate(s.names):
+            told = model.predict_proba(s.x[~inside], factor, who[~inside], "match").argmax(1)
+            head = model.contrast(factor, draws=2).head
+            out |= {
+                f"{name}, {factor}: accuracy": float(balanced(s.truth[people, k], told)),
+                f"{name}, {factor}: contrast": float(head.max()),
+                f"{name}, {factor}: right latent": int(head.argmax()) == int(truest[k]),
+            }
     return out
 
 
@@ -183,8 +172,11 @@ def _pictures(model: EEGScan, contrasts: dict[str, Any], d: Data) -> dict[str, n
             protos.append(model.prototype({name: value}).mean)
             truths.append(s.clean[d.truth[:, k] == value].mean(0))
     listed = list(contrasts.values())
+    steps = [model.traverse(int(c.head.argmax())) for c in listed]
+    sure = [model.relevance({n: v}) for n in s.names for v in (0, 1)]
     return {
         "times": s.times, "waves": np.array(waves), "prototypes": np.array(protos), "truths": np.array(truths),
         "head": np.array([c.head for c in listed]), "matched": np.array([c.matched for c in listed]),
+        "traversal": np.array(steps), "relevance": np.array(sure),
         "low": np.array([c.low for c in listed]), "high": np.array([c.high for c in listed]),
     }  # fmt: skip

@@ -1,6 +1,7 @@
-"""MNE's epochs and BIDS folders in, MNE's evoked responses and topographies out; MNE is imported when one is asked for.
+"""MNE's epochs and BIDS folders in, MNE's epochs and evoked responses out; MNE is imported when one is asked for.
 
-Written against MNE-Python 1.8 and MNE-BIDS as documented.
+MNE reads FIF with a parser of its own, and metadata in it as JSON: nothing is unpickled. What a BIDS folder's
+recordings are read with is MNE's choice by their format (BrainVision, EDF, BDF, EEGLAB's .set through scipy).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def from_epochs(
     """What `EEGScan.fit` needs, of an `mne.Epochs`.
 
     Args:
-        epochs: EEG channels are read.
+        epochs: EEG channels are read, bad ones left out.
         labels: columns of its ``metadata``, or name -> [n] values; a missing value (None, NaN, "n/a") is unknown.
         subject: the column of ``metadata`` that names the subject, or [n] names; all are one subject where there is
             no such column.
@@ -50,7 +51,14 @@ def from_epochs(
     """
     if not all(hasattr(epochs, name) for name in ("get_data", "times", "ch_names")):
         raise UnbraidError(f"a {type(epochs).__name__} is no mne.Epochs; give what mne.Epochs or read_epochs makes.")
+    if hasattr(epochs, "pick"):
+        try:
+            epochs = epochs.copy().pick("eeg")
+        except ValueError:
+            raise UnbraidError("these epochs hold no EEG channel that is not marked bad.") from None
     x = np.asarray(epochs.get_data(), dtype=np.float64)
+    if not len(x):
+        raise UnbraidError("these epochs hold not a single one; were all of them dropped?")
     table = epochs.metadata
     columns = {} if table is None else {str(name): list(table[name]) for name in table.columns}
     if not isinstance(labels, Mapping):
@@ -86,9 +94,10 @@ def read_epochs(
     """
     mne = _mne()
     try:
-        epochs = mne.read_epochs(path, preload=True, verbose="error").pick("eeg")
-    except (OSError, ValueError) as error:
-        raise UnbraidError(f"MNE cannot read epochs from {path} ({error}).") from None
+        epochs = mne.read_epochs(path, preload=True, verbose="error")
+    except (OSError, ValueError, RuntimeError) as error:
+        said = "there is no such file" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
+        raise UnbraidError(f"MNE cannot read epochs from {path}: {said}; give a file *-epo.fif.") from None
     return from_epochs(epochs, labels, subject)
 
 
@@ -120,10 +129,16 @@ def read_bids(
     gone = [name for name in labels if any(name not in row for row in people.values())]
     if gone or not people:
         raise UnbraidError(f"{root} has no participants.tsv with the columns {', '.join(labels) or 'participant_id'}.")
+    if tmin >= 0 or tmax <= 0 or not 0 <= band[0] < band[1]:
+        raise UnbraidError(f"tmin={tmin} must be below 0, tmax={tmax} above, and band={band} two rising frequencies.")
     parts = []
     for name in subjects or mne_bids.get_entity_vals(root, "subject"):
         place = mne_bids.BIDSPath(root=root, subject=name, task=task, datatype="eeg")
-        raw = mne_bids.read_raw_bids(place, verbose="error").load_data().pick("eeg").filter(*band, verbose="error")
+        try:
+            raw = mne_bids.read_raw_bids(place, verbose="error").load_data().pick("eeg").filter(*band, verbose="error")
+        except (OSError, ValueError, RuntimeError) as error:
+            said = str(error).splitlines()[0]
+            raise UnbraidError(f"MNE cannot read subject {name!r}, task {task!r} in {root}: {said}") from None
         found, ids = mne.events_from_annotations(raw, verbose="error")
         wanted = {event: ids[event] for event in events if event in ids}
         if not wanted:
@@ -131,16 +146,21 @@ def read_bids(
         epochs = mne.Epochs(
             raw, found, wanted, tmin, tmax, baseline=(None, 0), preload=True, verbose="error"
         )  # fmt: skip
-        told = {label: [people.get(name, {}).get(label)] * len(epochs) for label in labels}
-        parts.append((from_epochs(epochs, {}, [name] * len(epochs)), told))
-    first = parts[0][0]
-    if any(p.channels != first.channels or len(p.times) != len(first.times) for p, _ in parts):
+        parts.append(from_epochs(epochs, {}, [name] * len(epochs)))
+    return _joined(parts, people, labels)
+
+
+def _joined(parts: list[Recording], people: dict[str, dict[str, str]], labels: Sequence[str]) -> Recording:
+    """Recordings of several subjects as one, labels by ``participants.tsv``."""
+    first = parts[0]
+    if any(p.channels != first.channels or len(p.times) != len(first.times) for p in parts):
         raise UnbraidError("subjects have different channels or sampling rates; make them alike first.")
-    coded = {label: _coded([v for _, told in parts for v in told[label]]) for label in labels}
+    who = np.concatenate([p.subjects for p in parts])
+    coded = {label: _coded([people.get(name, {}).get(label) for name in who]) for label in labels}
     return Recording(
-        np.concatenate([p.x for p, _ in parts]), first.times, first.channels,
+        np.concatenate([p.x for p in parts]), first.times, first.channels,
         np.stack([c[0] for c in coded.values()], 1) if coded else None, tuple(coded),
-        {n: c[1] for n, c in coded.items()}, np.concatenate([p.subjects for p, _ in parts]),
+        {n: c[1] for n, c in coded.items()}, who,
     )  # fmt: skip
 
 
@@ -166,29 +186,87 @@ def to_evoked(
         times: [samples] seconds.
         channels: names.
         comment: what it is.
-        montage: name of a standard montage such as "standard_1020", for topographies; None: none.
+        montage: name of a standard montage such as "biosemi32", for topographies; None: none.
 
     Raises:
-        UnbraidError: MNE is not installed, or shapes differ.
+        UnbraidError: MNE is not installed, shapes differ, or the montage does not know a channel.
     """
-    data, seconds = np.asarray(signal, dtype=np.float64), np.asarray(times, dtype=np.float64)
-    if data.shape != (len(channels), len(seconds)) or len(seconds) < 2:
+    data = np.asarray(signal, dtype=np.float64)
+    info, tmin = _info(data[None], times, channels, montage)
+    return _mne().EvokedArray(data, info, tmin=tmin, comment=comment, verbose="error")
+
+
+def to_epochs(
+    x: np.ndarray, times: np.ndarray, channels: Sequence[str], metadata: Mapping[str, Sequence[Any]] | None = None,
+    montage: str | None = None,
+) -> Any:  # fmt: skip
+    """An `mne.EpochsArray` of epochs, denoised ones or those of the simulated study.
+
+    Args:
+        x: [n, channels, samples] in volts.
+        times: [samples] seconds.
+        channels: names.
+        metadata: column -> [n] values such as labels and subjects; needs pandas.
+        montage: name of a standard montage, or None.
+
+    Raises:
+        UnbraidError: MNE or pandas is not installed, shapes differ, or the montage does not know a channel.
+    """
+    data = np.asarray(x, dtype=np.float64)
+    info, tmin = _info(data, times, channels, montage)
+    short = [name for name, values in (metadata or {}).items() if len(values) != len(data)]
+    if short:
+        raise UnbraidError(f"the column {short[0]!r} of metadata must have {len(data)} values, one per epoch.")
+    table = None
+    if metadata is not None:
+        try:
+            import pandas
+        except ImportError:
+            raise UnbraidError('metadata need pandas: pip install "unbraid[frames]".') from None
+        table = pandas.DataFrame({name: list(values) for name, values in metadata.items()})
+    return _mne().EpochsArray(data, info, tmin=tmin, metadata=table, verbose="error")
+
+
+def _info(data: np.ndarray, times: Any, channels: Sequence[str], montage: str | None) -> tuple[Any, float]:
+    """MNE's description of these channels and this rate, and the first of the times."""
+    seconds = np.asarray(times, dtype=np.float64)
+    if data.ndim != 3 or data.shape[1:] != (len(channels), len(seconds)) or len(seconds) < 2 or not len(data):
         raise UnbraidError(
             f"a signal must be [{len(channels)}, {len(seconds)}] as there are channels and times (at least 2), not "
-            f"{data.shape}."
+            f"{data.shape[1:]}."
         )
     mne = _mne()
     rate = float((len(seconds) - 1) / (seconds[-1] - seconds[0]))
-    evoked = mne.EvokedArray(
-        data, mne.create_info(list(channels), rate, "eeg", verbose="error"), tmin=float(seconds[0]), comment=comment,
-        verbose="error",
-    )  # fmt: skip
-    return evoked if montage is None else evoked.set_montage(montage, verbose="error")
+    info = mne.create_info(list(channels), rate, "eeg", verbose="error")
+    if montage is not None:
+        try:
+            info.set_montage(montage, verbose="error")
+        except ValueError:
+            raise UnbraidError(
+                f"the montage {montage!r} is none of MNE's, or it lacks one of the channels {', '.join(channels)}; "
+                "mne.channels.get_builtin_montages() lists them."
+            ) from None
+    return info, float(seconds[0])
 
 
-def topographies(
-    evoked: Any, times: Sequence[float] = (0.11, 0.22, 0.36, 0.6)
-) -> Any:  # fmt: skip
-    """MNE's picture of an evoked response on the scalp at these seconds; `to_evoked` needs a montage for it."""
+def topographies(evoked: Any, times: Sequence[float] = (0.11, 0.22, 0.36, 0.6)) -> Any:
+    """MNE's picture of an evoked response on the scalp at these seconds.
+
+    Args:
+        evoked: of `to_evoked` with a montage, or any of MNE's.
+        times: seconds within the epoch.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        UnbraidError: MNE is not installed, this is no evoked response, or it has no places of channels.
+    """
     _mne()
-    return evoked.plot_topomap(times=list(times), show=False)
+    if not hasattr(evoked, "plot_topomap"):
+        raise UnbraidError(f"a {type(evoked).__name__} is no mne.Evoked; make one with to_evoked(..., montage=...).")
+    try:
+        return evoked.plot_topomap(times=list(times), show=False)
+    except (ValueError, RuntimeError) as error:
+        said = str(error).splitlines()[0]
+        raise UnbraidError(f"MNE cannot draw topographies: {said} to_evoked takes a montage, for example.") from None

@@ -15,11 +15,12 @@ from unbraid.layers.vae import GaussianVAE, encode_all, seeded, signal_vae
 from unbraid.losses.training import train_vae
 from unbraid.losses.vae import kl_between
 from unbraid.systems.eeg_scan import CARD
-from unbraid.systems.eeg_scan.epochs import as_epochs, as_labels, as_subjects, mean_by, whitening
+from unbraid.systems.eeg_scan.epochs import as_epochs, as_labels, as_subjects, mean_by, sub_averages, whitening
 from unbraid.systems.eeg_scan.head import Likelihood, ScanHead, khot
 from unbraid.systems.eeg_scan.matching import bootstrap, cells, separation
 from unbraid.systems.eeg_scan.training import train_head
 
+How = Literal["decoder", "trials", "match"]
 STEPS = {"tiny": (60, 60), "small": (3_000, 1_500), "medium": (20_000, 3_000), "paper": (100_000, 15_000)}
 
 
@@ -49,6 +50,7 @@ class EEGScan(System):
             data's standard deviation); with ``whiten``, against half of it, the likelihood of noise of variance 1.
         whiten: make the noise white first, by the covariance of trials around their subject's mean: the code then
             spends nothing on background rhythms.
+        averaged: trials of a subject whose mean is one epoch for the VAE: 1 is single trials, 0 all that there are.
         label_hidden: units of SCAN's head.
         strength: lambda, weight of the divergence from the observations' posterior to the label's.
         beta_y: weight of the prior of the label's code.
@@ -71,6 +73,7 @@ class EEGScan(System):
         hidden: Sequence[int] = (128, 128),
         beta: float = 1.0,
         whiten: bool = False,
+        averaged: int = 1,
         label_hidden: int = 64,
         strength: float = 10.0,
         beta_y: float = 1.0,
@@ -84,7 +87,7 @@ class EEGScan(System):
         lr: float = 1e-3,
         seed: int = 0,
     ) -> None:
-        self.latents, self.hidden, self.beta, self.whiten = latents, hidden, beta, whiten
+        self.latents, self.hidden, self.beta, self.whiten, self.averaged = latents, hidden, beta, whiten, averaged
         self.label_hidden, self.strength, self.beta_y, self.likelihood = label_hidden, strength, beta_y, likelihood
         self.dropout, self.balanced, self.size, self.steps = dropout, balanced, size, steps
         self.label_steps, self.batch, self.lr, self.seed = label_steps, batch, lr, seed
@@ -109,7 +112,8 @@ class EEGScan(System):
             progress: show bars; None: on a terminal.
 
         Returns:
-            Itself, with `vae_`, `kl_` (nats per latent), `shape_`, and what `remap` learns.
+            Itself, with `vae_`, `kl_` (nats per latent), `beta_norm_` (beta J / D), `residual_` (variance that the
+            reconstructions leave, in the unit of the epochs squared), `shape_`, and what `remap` learns.
 
         Raises:
             UnbraidError: settings or data that do not fit.
@@ -119,22 +123,24 @@ class EEGScan(System):
         who = as_subjects(x, subjects, len(epochs))
         given = as_labels(x, labels, names, len(epochs))
         self.shape_ = [int(s) for s in epochs.shape[1:]]
-        flat = epochs.reshape(len(epochs), -1).astype(np.float64)
-        self.mean_ = flat.mean(0)
-        self.scale_ = float((flat - self.mean_).std())
-        made = whitening(flat, who) if self.whiten else (None, None)
+        seen = sub_averages(epochs, who, self.averaged, self.seed)
+        self.mean_ = epochs.reshape(len(epochs), -1).mean(0)
+        self.scale_ = float((seen.reshape(len(seen), -1) - self.mean_).std())
+        made = whitening(epochs.reshape(len(epochs), -1), who) if self.whiten else (None, None)
         self.whitening_: Any = made[0]
         self.unwhitening_: Any = made[1]
         vae = self.build_module("vae_")
         folder = None if keep is None else Path(keep)
         train_vae(
-            vae, self._in(epochs), "beta", self.beta, size=self.size, steps=self.steps or STEPS[self.size][0],
-            batch=min(self.batch, len(epochs)), lr=self.lr, seed=self.seed, progress=progress,
+            vae, self._in(seen), "beta", self.beta, size=self.size, steps=self.steps or STEPS[self.size][0],
+            batch=min(self.batch, len(seen)), lr=self.lr, seed=self.seed, progress=progress,
             keep=None if folder is None else folder / "vae",
         )  # fmt: skip
         self.vae_: Any = vae.eval()
         mu, logvar = encode_all(vae, self._in(epochs))
         self.kl_ = (0.5 * (mu**2 + np.exp(logvar) - 1 - logvar)).mean(0)
+        self.beta_norm_ = float(self.beta * self.latents / np.prod(self.shape_))
+        self.residual_ = float(((self.decode(mu) - epochs) ** 2).mean())
         if given is not None:
             self._tie(mu, logvar, *given, who, None if folder is None else folder / "labels", progress)
         return self
@@ -209,7 +215,7 @@ class EEGScan(System):
             return self._out(vae.decode(codes).numpy())
 
     def predict_proba(
-        self, x: Any, factor: str | None = None, subjects: Any = None, how: Literal["decoder", "match"] = "decoder"
+        self, x: Any, factor: str | None = None, subjects: Any = None, how: How = "decoder"
     ) -> np.ndarray:
         """[n, values] how probable each value of a factor is.
 
@@ -217,22 +223,27 @@ class EEGScan(System):
             x: epochs.
             factor: its name; None: the only one.
             subjects: [n]: one answer per subject (in rising order) from the mean over the subject's trials.
-            how: "decoder": SCAN's p(y|z_x). "match": in proportion to exp(-KL(q(z_x|x) || q(z_y|y))), which value's
-                code covers the epochs best.
+            how: "decoder": SCAN's p(y|z_x), for a subject of the trials' mean code. "trials": the same, but a subject's
+                answer is the mean of its trials' log-probabilities, as SCAN has learned from trials and not from means.
+                "match": in proportion to exp(-KL(q(z_x|x) || q(z_y|y))), which value's code covers the epochs best.
         """
         at, part = self._values(factor)
         mu, logvar = self.posterior(x)
-        if how not in ("decoder", "match"):
-            raise UnbraidError(f"how is {how!r}; it must be 'decoder' or 'match'.")
+        if how not in ("decoder", "trials", "match"):
+            raise UnbraidError(f"how is {how!r}; it must be 'decoder', 'trials' or 'match'.")
         who = None if subjects is None else as_subjects(x, subjects, len(mu))
         with torch.no_grad():
-            if how == "decoder":
-                z = torch.as_tensor(mu if who is None else mean_by(mu, who)[1], dtype=torch.float32)
-                return self.head_.probabilities(self.head_.logits(z))[at].numpy().astype(np.float64)
-            codes = [self._code({self.names_[at]: v}) for v in range(part.stop - part.start)]
-            m, s = torch.as_tensor(mu), torch.as_tensor(logvar)
-            apart = torch.stack([kl_between(m, s, *map(torch.as_tensor, c)).sum(1) for c in codes], 1).numpy()
-        fit = -apart if who is None else mean_by(-apart, who)[1]
+            if how != "match":
+                z = torch.as_tensor(mean_by(mu, who)[1] if who is not None and how == "decoder" else mu)
+                told = self.head_.probabilities(self.head_.logits(z.float()))[at].double().numpy()
+                if who is None or how == "decoder":
+                    return told
+                fit = np.log(told.clip(1e-12))
+            else:
+                codes = [self._code({self.names_[at]: v}) for v in range(part.stop - part.start)]
+                m, s = torch.as_tensor(mu), torch.as_tensor(logvar)
+                fit = -torch.stack([kl_between(m, s, *map(torch.as_tensor, c)).sum(1) for c in codes], 1).numpy()
+        fit = fit if who is None else mean_by(fit, who)[1]
         fit = np.exp(fit - fit.max(1, keepdims=True))
         return fit / fit.sum(1, keepdims=True)
 
@@ -268,6 +279,9 @@ class EEGScan(System):
             b: another.
             draws: of the bootstrap.
             seed: of the bootstrap.
+
+        Returns:
+            The contrast; its interval is NaN where there is a single subject only.
         """
         at, part = self._values(factor)
         size = part.stop - part.start
@@ -278,8 +292,27 @@ class EEGScan(System):
         whole, again = bootstrap(
             self.cells_, part.start + a, part.start + b, draws, self.strength, self.beta_y, seed
         )  # fmt: skip
+        if len(self.cells_["count"]) < 2:
+            again[:] = np.nan  # one subject says nothing about others
         low, high = np.percentile(again, [2.5, 97.5], axis=0)
         return Contrast(separation(mu_a, var_a, mu_b, var_b), whole, low, high)
+
+    def relevance(self, labels: Mapping[str, int]) -> np.ndarray:
+        """[J] log(1 / s_y): how sure a label's code is of each latent; about 0 where it leaves the prior."""
+        return -0.5 * self._code(labels)[1]
+
+    def traverse(self, latent: int, values: Sequence[float] = (-2.0, -1.0, 0.0, 1.0, 2.0)) -> np.ndarray:
+        """[values, channels, samples] decoded while one latent takes these values and the others stay at 0.
+
+        Raises:
+            UnbraidError: there is no such latent.
+        """
+        self._fitted()
+        if isinstance(latent, bool) or not 0 <= latent < self.latents:
+            raise UnbraidError(f"latent is {latent!r}; the code has 0 to {self.latents - 1}.")
+        z = np.zeros((len(values), self.latents))
+        z[:, latent] = values
+        return self.decode(z)
 
     def _code(self, labels: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
         """q(z_y|y) of named labels: mean and log variance [J]."""
