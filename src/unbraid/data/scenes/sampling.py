@@ -41,6 +41,7 @@ ROUND = ("circle", "square")  # a small thing fits inside a large one of these
 SOLID = ("circle", "square", "triangle", "heart")  # told even when a part is hidden
 NEAR = 0.72  # distance of a thing in front of another, in the sum of radii
 EDGE = 0.03
+CLEAR = 2.0  # of three things, the first two stand clearly beside or above one another
 TRIES = 200
 
 
@@ -264,4 +265,5 @@ def _three(rng: np.random.Generator, things: list[Thing], choice: Choice) -> lis
                 break
         else:
             return None
-    return made
+    dx, dy = abs(made[0].x - made[1].x), abs(made[0].y - made[1].y)
+    return None if max(dx, dy) < CLEAR * min(dx, dy) else made

@@ -1,4 +1,4 @@
-"""New subjects: things of two colours with spots, ears and notches that no caption has a word for, one for each seed."""
+"""New subjects: things of two colours with spots, ears and a notch that no caption has a word for, one for each seed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from unbraid.core.errors import UnbraidError
 from unbraid.data.scenes import shapes
 from unbraid.data.scenes.scene import PALETTE
 
-NOUNS = ("circle", "square", "triangle", "heart", "star")
+NOUNS = ("circle", "square", "triangle", "heart")
 # pairs that no single colour word fits, far from each other
 COATS = (
     ("yellow", "purple"),
-    ("white", "red"),
+    ("pink", "red"),
     ("orange", "blue"),
     ("pink", "green"),
-    ("green", "white"),
+    ("green", "orange"),
     ("yellow", "red"),
-    ("purple", "white"),
+    ("blue", "red"),
     ("blue", "yellow"),
     ("pink", "blue"),
     ("orange", "purple"),
 )
-SPOTS = {"few": 3, "many": 6}
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,17 +83,19 @@ def subject(seed: int) -> Subject:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise UnbraidError(f"seed of a subject is {seed!r}; it must be a whole number from 0.")
     rng = np.random.default_rng([int(seed), 77])
-    noun, coat = NOUNS[seed % len(NOUNS)], COATS[(3 * seed + seed // len(COATS)) % len(COATS)]
+    noun, coat = NOUNS[seed % len(NOUNS)], COATS[3 * seed % len(COATS)]
     bumps = []
     turn, way = rng.uniform(0, 2 * np.pi), 1 if rng.random() < 0.5 else -1
     for k, sign in enumerate((1, 1, -1)):
         angle = turn + way * (k * 2.0 + rng.uniform(-0.25, 0.25))
         at = _edge(noun, angle)
-        bumps.append([at * np.cos(angle), at * np.sin(angle), rng.uniform(0.26, 0.36), sign])
-    # spots on both sides of the line between the colours, one of them larger
-    angle = rng.uniform(0, 2 * np.pi)
-    spots = [[0.42 * np.cos(angle + k * 2.1), 0.42 * np.sin(angle + k * 2.1), 0.19 if k else 0.26] for k in range(3)]
+        bumps.append([at * np.cos(angle), at * np.sin(angle), rng.uniform(0.32, 0.40), sign])
     slant = float(rng.uniform(-0.7, 0.7)) + (np.pi / 2 if rng.random() < 0.5 else 0.0)
+    # a spot on either side of the line between the colours
+    spots = []
+    for sign in (1, -1):
+        away, along = 0.42 * sign, rng.uniform(-0.25, 0.25)
+        spots.append([away * np.sin(slant) + along * np.cos(slant), away * np.cos(slant) - along * np.sin(slant), 0.26])
     return Subject(int(seed), noun, coat, np.array(bumps), np.array(spots), slant)
 
 
