@@ -25,7 +25,7 @@ from unbraid.systems.eeg_scan import (
     train_head,
 )
 from unbraid.systems.eeg_scan.baselines import correlations, shuffled
-from unbraid.systems.eeg_scan.epochs import whitening
+from unbraid.systems.eeg_scan.epochs import sub_averages, whitening
 from unbraid.systems.eeg_scan.head import scan_loss
 from unbraid.systems.eeg_scan.matching import bootstrap, cells, separation
 from unbraid.systems.eeg_scan.recordings import _participants
@@ -180,6 +180,36 @@ def test_a_model_finds_the_trait_and_is_kept(study, fitted, tmp_path):
     np.testing.assert_allclose(p.sum(1), 1)
     assert ((p.argmax(1)) == study.truth[:, 0]).mean() > 0.7
     assert fitted.predict_proba(study.x[:7], "sex", how="match").shape == (7, 2)
+    alone = fitted.predict_proba(study.x, "sex")
+    whole = fitted.predict_proba(study.x, "sex", study.subjects, "trials")
+    want = np.exp(np.log(alone.reshape(40, 8, 2)).mean(1))
+    np.testing.assert_allclose(whole, want / want.sum(1, keepdims=True), rtol=1e-5)
+    named = found.head.argmax()
+    assert fitted.relevance({"depression": 1}).argmax() in np.argsort(fitted.kl_)[-3:]
+    steps = fitted.traverse(int(named), (-1.0, 1.0))
+    late, pz = study.times > 0.5, study.channels.index("Pz")
+    assert np.abs(steps[1] - steps[0])[pz, late].mean() > np.abs(steps[1] - steps[0])[pz, study.times < 0].mean()
+    assert fitted.beta_norm_ == pytest.approx(0.5 * 4 / 96)
+    np.testing.assert_allclose(fitted.residual_, ((made - study.x) ** 2).mean(), rtol=1e-4)
+
+
+def test_sub_averages_are_of_one_subject_and_use_every_trial_once():
+    who = np.repeat([3, 1, 7], [5, 4, 2])
+    x = np.stack([np.full((1, 2), 100.0 * w + 1) for w in who]) + np.arange(11)[:, None, None] * [[0.0, 1e-3]]
+    for size, count in ((1, 11), (2, 2 + 2 + 1), (0, 3), (9, 3)):
+        made = sub_averages(x, who, size)
+        assert len(made) == count
+        assert set(np.round(made[:, 0, 0])) == {101.0, 301.0, 701.0}
+    whole = sub_averages(x, who, 0)
+    np.testing.assert_allclose(whole, [x[who == w].mean(0) for w in (1, 3, 7)])
+
+
+def test_one_subject_has_a_contrast_without_an_interval(study):
+    labels = np.arange(40) % 2
+    model = EEGScan(latents=2, size="tiny").fit(study.x[:40], labels, np.zeros(40), ["state"], progress=False)
+    found = model.contrast("state", draws=5)
+    assert np.isfinite(found.matched).all()
+    assert np.isnan(found.low).all()
 
 
 def test_prototypes_have_the_sign_of_the_truth(study, fitted):
@@ -256,9 +286,17 @@ def test_epochs_of_mne_without_mne(monkeypatch, tmp_path):
 def test_the_study_runs_small_and_goes_on(tmp_path):
     from unbraid.systems.eeg_scan.study import run
 
-    options = {"models": ("beta 4",), "seeds": 2, "subjects": 24, "trials": 3, "size": "tiny", "latents": 3}
+    options = {
+        "models": ("beta 4",),
+        "seeds": 2,
+        "subjects": 24,
+        "trials": 3,
+        "size": "tiny",
+        "latents": 3,
+        "scalp": False,
+    }
     first = run(**options, keep=tmp_path, progress=False)
-    assert len(first.claims) == 8
+    assert {c.name for c in first.claims} == {c.name for c in unbraid.systems.eeg_scan.CARD.claims} - {"delay"}
     assert first.figures[0].kind == "lines"
     again = run(**options, keep=tmp_path, progress=False)
     assert again.meta["pieces_read_back"] > 0
@@ -276,6 +314,8 @@ def test_the_study_runs_small_and_goes_on(tmp_path):
         (lambda s: EEGScan().fit(s.x, s.factors * 0.5), "whole numbers"),
         (lambda s: EEGScan().fit(s.x, s.factors, np.arange(3)), "subjects"),
         (lambda s: EEGScan(whiten=True).fit(s.x), "several trials"),
+        (lambda s: EEGScan(averaged=-1).fit(s), "averaged"),
+        (lambda s: EEGScan(averaged=0).fit(s.x[:8], subjects=np.zeros(8)), "single epoch"),
         (lambda s: EEGScan(strength=-1).fit(s), "strength"),
         (lambda s: EEGScan(likelihood="gauss", size="tiny").fit(s, progress=False), "likelihood"),
         (lambda s: EEGScan().transform(s.x), "fit"),
@@ -288,7 +328,17 @@ def test_wrong_input_is_one_sentence(study, call, said):
 
 
 @pytest.mark.parametrize(
-    "options", [{"models": ("x",)}, {"seeds": 0}, {"noise": -1.0}, {"unknown": 1.0}, {"models": ()}]
+    "options",
+    [
+        {"models": ("x",)},
+        {"seeds": 0},
+        {"noise": -1.0},
+        {"unknown": 1.0},
+        {"models": ()},
+        {"runs": 3},
+        {"latents": 0},
+        {"noise": float("nan")},
+    ],
 )
 def test_wrong_options_of_the_study(options):
     from unbraid.systems.eeg_scan.study import run
@@ -300,6 +350,8 @@ def test_wrong_options_of_the_study(options):
 def test_wrong_names_and_values(fitted):
     for call in (
         lambda: fitted.contrast("mood"), lambda: fitted.contrast("sex", 0, 5), lambda: fitted.prototype({"sex": 3}),
+        lambda: fitted.traverse(4), lambda: fitted.relevance({"sex": 2}), lambda: fitted.code({"mood": 1}),
+        lambda: fitted.predict_proba(np.zeros((1, 3, 32)), "sex", how="vote"),
         lambda: fitted.decode(np.ones((1, 9))), lambda: fitted.predict_proba(np.zeros((1, 3, 9)), "sex"),
         lambda: fitted.predict_proba(np.zeros((1, 3, 32))),
     ):  # fmt: skip

@@ -82,6 +82,7 @@ _HOME = {
     "topographies": "recordings",
     "Recombiner": "recombining",
     "train_recombiner": "recombining",
+    "recombine": "recombining",
 }
 
 

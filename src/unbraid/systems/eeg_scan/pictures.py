@@ -88,7 +88,8 @@ def on_the_scalp(f: Findings) -> list[Figure]:
         return []
     return [Image(
         png, "Rows: depression, age, sex. Left, waveforms at 32 sites of the true difference and of the "
-        "difference of the label's prototypes; right, topographies of the truth, of the named latent and of the label's prototype.",
+        "difference of the label's prototypes; right, topographies of the truth, of the named latent and of the "
+        "label's prototype.",
         "On the scalp: truth, the latent that SCAN names, and the label",
         "A further study of 32 sites, drawn by MNE: those with the trait less those without (truth), the named latent "
         "at 2 less at -2, the prototype of 1 less that of 0, each at the truth's peak. The code saw no site's place.",

@@ -51,14 +51,14 @@ def from_epochs(
     """
     if not all(hasattr(epochs, name) for name in ("get_data", "times", "ch_names")):
         raise UnbraidError(f"a {type(epochs).__name__} is no mne.Epochs; give what mne.Epochs or read_epochs makes.")
+    if not len(epochs.get_data()):
+        raise UnbraidError("these epochs hold not a single one; were all of them dropped?")
     if hasattr(epochs, "pick"):
         try:
-            epochs = epochs.copy().pick("eeg")
+            epochs = epochs.copy().pick("eeg", exclude="bads")
         except ValueError:
             raise UnbraidError("these epochs hold no EEG channel that is not marked bad.") from None
     x = np.asarray(epochs.get_data(), dtype=np.float64)
-    if not len(x):
-        raise UnbraidError("these epochs hold not a single one; were all of them dropped?")
     table = epochs.metadata
     columns = {} if table is None else {str(name): list(table[name]) for name in table.columns}
     if not isinstance(labels, Mapping):
@@ -95,8 +95,10 @@ def read_epochs(
     mne = _mne()
     try:
         epochs = mne.read_epochs(path, preload=True, verbose="error")
-    except (OSError, ValueError, RuntimeError) as error:
-        said = "there is no such file" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
+    except FileNotFoundError:
+        raise UnbraidError(f"MNE cannot read epochs from {path}: there is no such file.") from None
+    except Exception as error:  # what is no FIF file fails somewhere in MNE's parser
+        said = (str(error) or type(error).__name__).splitlines()[0]
         raise UnbraidError(f"MNE cannot read epochs from {path}: {said}; give a file *-epo.fif.") from None
     return from_epochs(epochs, labels, subject)
 
@@ -110,7 +112,7 @@ def read_bids(
     Args:
         root: the folder.
         task: name of the task.
-        events: names of the events that begin an epoch.
+        events: names of the events that begin an epoch; "picture" stands for "picture/neutral" too, as in MNE.
         labels: columns of ``participants.tsv``.
         tmin: seconds before the event, negative.
         tmax: seconds after it.
@@ -135,12 +137,13 @@ def read_bids(
     for name in subjects or mne_bids.get_entity_vals(root, "subject"):
         place = mne_bids.BIDSPath(root=root, subject=name, task=task, datatype="eeg")
         try:
-            raw = mne_bids.read_raw_bids(place, verbose="error").load_data().pick("eeg").filter(*band, verbose="error")
-        except (OSError, ValueError, RuntimeError) as error:
-            said = str(error).splitlines()[0]
+            raw = mne_bids.read_raw_bids(place, verbose="error").load_data()
+            raw = raw.pick("eeg", exclude="bads").filter(*band, verbose="error")
+        except Exception as error:  # readers of many formats fail in ways of their own
+            said = (str(error) or type(error).__name__).splitlines()[0]
             raise UnbraidError(f"MNE cannot read subject {name!r}, task {task!r} in {root}: {said}") from None
         found, ids = mne.events_from_annotations(raw, verbose="error")
-        wanted = {event: ids[event] for event in events if event in ids}
+        wanted = {event: i for event, i in ids.items() if {event, *event.split("/")} & set(events)}
         if not wanted:
             raise UnbraidError(f"subject {name} has none of the events {', '.join(events)}; it has {', '.join(ids)}.")
         epochs = mne.Epochs(
@@ -204,7 +207,7 @@ def to_epochs(
 
     Args:
         x: [n, channels, samples] in volts.
-        times: [samples] seconds.
+        times: [samples] seconds; MNE moves them by up to half a sample, so that one of them is 0.
         channels: names.
         metadata: column -> [n] values such as labels and subjects; needs pandas.
         montage: name of a standard montage, or None.

@@ -49,7 +49,8 @@ def make_result(f: Findings, params: dict[str, Any], seconds: float) -> Result:
     if f.ranking:
         tables["UDR"] = Table.from_records(
             f.ranking, "Agreement of several short fits of one study, without labels: Lasso 0.1, latents above 0.01 "
-            "nats, median over partners. |r|: with the true amounts, mean over traits, of the latent that follows each best."
+            "nats, median over partners. |r|: with the true amounts, mean over traits, of the latent that follows each "
+            "best."
         )  # fmt: skip
     if f.scalp:
         from unbraid.systems.eeg_scan.scalp import agreement
@@ -267,9 +268,9 @@ def notes(f: Findings, params: dict[str, Any]) -> list[str]:
         "rhythm of 10 Hz. The paper's own data are not public, and its figures were not recovered.",
         "Whitening is not in the paper. The simulated noise is stationary, which suits it; recordings are less kind.",
         "Splits are by subject, intervals of claims over seeds (t); settings were chosen on seed 100.",
-        "Epochs are divided by their standard deviation before training, so that beta here weighs the variance of the epochs "
-        "(table of models) times as much as the method sheet's, which left them as they were. SCAN takes 1,500 steps of 256 at 1e-3 (size small), the public "
-        "code of SCAN about as many passes in batches of 16 at 1e-4.",
+        "Epochs are divided by their standard deviation before training, so that beta here weighs as much as beta "
+        "times their variance (table of models) in the method sheet, which left them as they were. SCAN takes 1,500 "
+        "steps of 256 at 1e-3 (size small), the public code of SCAN about as many passes in batches of 16 at 1e-4.",
     ]
     if not any(r["denoiser"].startswith("Xdawn") for r in f.denoisers):
         said.append('MNE is not installed, so Xdawn and topographies are missing: pip install "unbraid[neuro]".')

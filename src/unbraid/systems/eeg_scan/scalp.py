@@ -23,8 +23,8 @@ def mapped(seed: int, subjects: int, trials: int, noise: float, size: str, laten
 
     Returns:
         "times" [T] seconds; "truth", "latent" and "label" [traits, sites, T]: the mean potential of those with the
-        trait less the others'; the named latent at 2 less at -2, with the sign of the truth; the label's prototype of 1 less
-        that of 0.
+        trait less the others'; the named latent at 2 less at -2, with the sign of the truth; the label's prototype
+        of 1 less that of 0.
     """
     study = simulate(subjects, trials, noise, seed=seed, **WORLD)
     train, _ = study.split_subjects(TRAINING, seed)

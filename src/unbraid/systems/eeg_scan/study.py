@@ -48,7 +48,7 @@ class Findings:
 
 def run(
     models: Sequence[str] = ("beta 1", "beta 4", "beta 4 at noise 0.6", "averages", "whitened"),
-    seeds: int = 3,
+    seeds: int = 2,
     subjects: int = 400,
     trials: int = 30,
     noise: float = 1.0,
@@ -65,8 +65,8 @@ def run(
     """Learn codes of simulated potentials, tie traits to them with SCAN, and compare with the truth and baselines.
 
     Args:
-        models: Out of "beta 1", "beta 4", "beta 4 at noise 0.6" (as in the method sheet), "averages" (the VAE learns from
-            subjects' averages) and "whitened" (noise made white first, beta 0.5).
+        models: Out of "beta 1", "beta 4", "beta 4 at noise 0.6" (as in the method sheet), "averages" (the VAE learns
+            from subjects' averages) and "whitened" (noise made white first, beta 0.5).
         seeds: Simulated studies, each with its own models.
         subjects: Of a study; a quarter is held out.
         trials: Of a subject.
@@ -103,22 +103,17 @@ def run(
 
     store, f = Pieces(keep, {"study": 3}), Findings()
     world = {"subjects": subjects, "trials": trials, "noise": noise, "wrong": wrong, "unknown": unknown}
-    plan = [
-        (n, level) for n in range(seed, seed + seeds) for level in dict.fromkeys(NOISE.get(m, noise) for m in models)
-    ]
-    total = len(plan) + seeds * len(models) + bool(runs) + scalp
-    with bar(progress, "Training models", total) as tick:
+    levels = list(dict.fromkeys(NOISE.get(m, noise) for m in models))
+    plan = [(n, level) for n in range(seed, seed + seeds) for level in levels]
+    with bar(progress, "Training models", len(plan) + seeds * len(models) + bool(runs) + scalp) as tick:
         for number, level in plan:
             mine = [m for m in models if NOISE.get(m, noise) == level]
-            _one(f, store, number, {**world, "noise": level}, mine, "" if level == noise else f" at noise {level}", size,
-                 latents, tick)  # fmt: skip
+            said = "" if level == noise else f" at noise {level}"
+            _one(f, store, number, {**world, "noise": level}, mine, said, size, latents, tick)
         if runs:
             chosen = {m: MODELS[m] for m in models if NOISE.get(m, noise) == noise}
-            f.ranking = store.get(
-                "ranking",
-                {"seed": seed, **world, "runs": runs, "size": size, "latents": latents, "models": chosen},
-                partial(_ranked, seed, world, chosen, runs, size, latents),
-            )
+            key = {"seed": seed, **world, "runs": runs, "size": size, "latents": latents, "models": chosen}
+            f.ranking = store.get("ranking", key, partial(_ranked, seed, world, chosen, runs, size, latents))
             tick()
         if scalp:
             f.scalp = _scalp(store, seed, min(subjects, 200), trials, noise, size, latents)

@@ -240,7 +240,7 @@ class EEGScan(System):
                     return told
                 fit = np.log(told.clip(1e-12))
             else:
-                codes = [self._code({self.names_[at]: v}) for v in range(part.stop - part.start)]
+                codes = [self.code({self.names_[at]: v}) for v in range(part.stop - part.start)]
                 m, s = torch.as_tensor(mu), torch.as_tensor(logvar)
                 fit = -torch.stack([kl_between(m, s, *map(torch.as_tensor, c)).sum(1) for c in codes], 1).numpy()
         fit = fit if who is None else mean_by(fit, who)[1]
@@ -259,7 +259,7 @@ class EEGScan(System):
         """
         if draws < 2:
             raise UnbraidError(f"draws is {draws}; a mean and a spread need at least 2.")
-        mu, logvar = self._code(labels)
+        mu, logvar = self.code(labels)
         eps = np.random.default_rng(self.seed).standard_normal((draws // 2, self.latents))
         z = mu + np.exp(logvar / 2) * np.concatenate([eps, -eps])  # antithetic: the mean of the codes is exact
         signals = self.decode(z)
@@ -287,7 +287,7 @@ class EEGScan(System):
         size = part.stop - part.start
         if not (0 <= a < size and 0 <= b < size and a != b) or draws < 2:
             raise UnbraidError(f"a={a} and b={b} must be two values of {self.names_[at]!r} below {size}; draws > 1.")
-        codes = [self._code({self.names_[at]: v}) for v in (a, b)]
+        codes = [self.code({self.names_[at]: v}) for v in (a, b)]
         (mu_a, var_a), (mu_b, var_b) = ((mu, np.exp(logvar)) for mu, logvar in codes)
         whole, again = bootstrap(
             self.cells_, part.start + a, part.start + b, draws, self.strength, self.beta_y, seed
@@ -299,7 +299,7 @@ class EEGScan(System):
 
     def relevance(self, labels: Mapping[str, int]) -> np.ndarray:
         """[J] log(1 / s_y): how sure a label's code is of each latent; about 0 where it leaves the prior."""
-        return -0.5 * self._code(labels)[1]
+        return -0.5 * self.code(labels)[1]
 
     def traverse(self, latent: int, values: Sequence[float] = (-2.0, -1.0, 0.0, 1.0, 2.0)) -> np.ndarray:
         """[values, channels, samples] decoded while one latent takes these values and the others stay at 0.
@@ -314,8 +314,12 @@ class EEGScan(System):
         z[:, latent] = values
         return self.decode(z)
 
-    def _code(self, labels: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
-        """q(z_y|y) of named labels: mean and log variance [J]."""
+    def code(self, labels: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
+        """q(z_y|y) of named labels: mean and log variance [J].
+
+        Raises:
+            UnbraidError: no such factor or value.
+        """
         self._fitted(labels=True)
         row = np.full((1, len(self.names_)), -1)
         for name, value in labels.items():
