@@ -63,7 +63,7 @@ def _accuracies(model: EEGScan, name: str, d: Data) -> list[dict[str, Any]]:
     z = model.transform(d.study.x)
     rows = scored(d, f"codes, {name}", z)
     for kind in ("svm", "knn"):
-        rows += scored(d, f"codes, {name}, {'SVM' if kind == 'svm' else 'kNN'}", z, kind)  # type: ignore[arg-type]
+        rows += scored(d, f"codes, {name}, {'SVM' if kind == 'svm' else 'kNN'}", z, kind)
     held = ~d.train
     x, who, truth = d.study.x[held], d.study.subjects[held], d.truth[held]
     people = d.study.truth[np.unique(who)]
@@ -108,7 +108,8 @@ def _spoiled(model: EEGScan, d: Data) -> dict[str, Any]:
     s, inside = d.study, d.train
     rng = np.random.default_rng(d.seed)
     hit = rng.random(s.truth.shape)
-    labels, who, out = s.factors, s.subjects, {}
+    labels, who = s.factors, s.subjects
+    out: dict[str, Any] = {}
     z = model.transform(s.x[~inside], s.subjects[~inside])
     people = np.unique(who[~inside])
     truest = np.abs(follows(z, s.amounts[people])).argmax(0)
