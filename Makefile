@@ -87,6 +87,8 @@ studies: $(VENV)/.dev
 	@$(BIN)/unbraid run xfactors --worlds sprites,shapes3d,cars3d --seeds 3 \
 		--methods 'XFactors,500 / 100,capacity,leakage,exchange,outside,classifier,no contrast,Ada-GVAE,beta-VAE' \
 		--keep runs/studies/xfactors --out results/xfactors/worlds-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run eeg_scan --seeds 5 --keep runs/studies/eeg_scan \
+		--out results/eeg_scan/simulated-$$(date +%Y%m%d-%H%M%S)
 
 # the versions of a fresh environment; every extra is resolved, those that tests do not need are not installed
 constraints:

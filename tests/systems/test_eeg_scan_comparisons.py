@@ -204,3 +204,24 @@ def test_the_head_takes_the_posterior_of_a_diffusers_model():
 def test_wrong_input_is_one_sentence(study, call, said):
     with pytest.raises(UnbraidError, match=said):
         call(study, study.subjects < 30)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--models", "beta 9"], "choose from"),
+        (["--subjects", "1"], "give at least"),
+        (["--noise", "nan"], "noise"),
+        (["--runs", "2"], "UDR"),
+        (["--unknown", "1.5"], "unknown"),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(options, said, capsys, tmp_path):
+    from unbraid.cli import main
+
+    with pytest.raises(SystemExit) as end:
+        main(["run", "eeg_scan", *options, "--out", str(tmp_path / "page")])
+    told = capsys.readouterr()
+    assert end.value.code not in (0, None)
+    assert said in " ".join((told.err + told.out).split())
+    assert "Traceback" not in told.err

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unbraid.data.erp import TRAITS, simulate
+from unbraid.data.erp import SITES, TRAITS, simulate
 from unbraid.systems.eeg_scan.recordings import _mne, to_evoked
 from unbraid.systems.eeg_scan.study import TRAINING
 from unbraid.systems.eeg_scan.system import EEGScan
@@ -60,37 +60,52 @@ def agreement(shown: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(shown: dict[str, np.ndarray]) -> bytes:
-    """PNG of topographies at the peaks and of waveforms at all sites, by MNE's `plot_topomap` and `Evoked.plot`.
+HEADS = (("truth", "truth"), ("latent", "named latent"), ("label", "label's prototype"))
+
+
+def draw(shown: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """PNG of "topographies" at the peaks by MNE's `plot_topomap`, and of "waveforms" at all sites by its `Evoked.plot`.
 
     Raises:
         UnbraidError: MNE is not installed.
     """
     mne = _mne()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from unbraid.data.erp import SITES
-
-    figure = Figure(figsize=(12, 9), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(len(TRAITS), 5, width_ratios=[1.7, 1.7, 1, 1, 1])
-    heads = (("truth", "truth"), ("latent", "named latent"), ("label", "label's prototype"))
+    out = {}
     with mne.use_log_level("error"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        canvas, axes = _sheet(len(HEADS), 6.4)
         for k, (row, at) in enumerate(zip(axes, peaks(shown), strict=True)):
-            seconds = shown["times"][at]
-            for ax, (what, title) in zip(row, (heads[0], heads[2]), strict=False):
-                evoked = to_evoked(shown[what][k], shown["times"], SITES, montage=MONTAGE)
-                evoked.plot(axes=ax, show=False, spatial_colors=True, selectable=False, scalings={"eeg": 1},
-                            units={"eeg": "amplitude"}, titles={"eeg": f"{TRAITS[k]}: {title}"})  # fmt: skip
-                ax.axvline(seconds, color="0.5", lw=0.8, ls="--")
-            for ax, (what, title) in zip(row[2:], heads, strict=True):
+            for ax, (what, title) in zip(row, HEADS, strict=True):
                 evoked = to_evoked(shown[what][k], shown["times"], SITES, montage=MONTAGE)
                 values = evoked.data[:, at]
                 end = float(np.abs(values).max()) or 1.0
                 mne.viz.plot_topomap(values, evoked.info, axes=ax, show=False, vlim=(-end, end))
-                ax.set_title(f"{title}\n{seconds:.2f} s, ±{end:.2f}", fontsize=9)
+                ax.set_title(f"{TRAITS[k]}: {title}\n{shown['times'][at]:.2f} s, ±{end:.2f}", fontsize=9)
+        out["topographies"] = _png(canvas)
+        canvas, axes = _sheet(2, 7.2)
+        for k, (row, at) in enumerate(zip(axes, peaks(shown), strict=True)):
+            for ax, (what, title) in zip(row, (HEADS[0], HEADS[2]), strict=True):
+                evoked = to_evoked(shown[what][k], shown["times"], SITES, montage=MONTAGE)
+                evoked.plot(axes=ax, show=False, spatial_colors=True, selectable=False,
+                            scalings={"eeg": 1}, units={"eeg": "amplitude"})  # fmt: skip
+                for written in list(ax.texts):  # "N_ave = 1", over the title
+                    written.remove()
+                ax.set_title(f"{TRAITS[k]}: {title}", fontsize=10)
+                ax.axvline(shown["times"][at], color="0.5", lw=0.8, ls="--")
+        out["waveforms"] = _png(canvas)
+    return out
+
+
+def _sheet(columns: int, width: float) -> tuple[Any, Any]:
+    """An empty picture of a row per trait: its canvas, and axes [traits, columns]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, 7.0), layout="constrained", dpi=84)
+    return FigureCanvasAgg(figure), figure.subplots(len(TRAITS), columns)
+
+
+def _png(canvas: Any) -> bytes:
     held = io.BytesIO()
     canvas.print_png(held)
     return held.getvalue()
