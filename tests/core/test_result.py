@@ -344,3 +344,17 @@ def test_figures_are_equal_by_content():
     assert HeadMap("m", head_scores()) == HeadMap("m", head_scores())
     assert HeadMap("m", {"a": [1, 2]}) != HeadMap("m", {"a": [1, 3]})
     assert Lines("l", [Series("s", [1], [1])]) != Bars("l", {"a": 1})
+
+
+def test_a_page_may_begin_with_its_figures():
+    figure = Bars("How many", [Series("a", ["x"], [1.0])])
+    claim = Claim(**GOOD)
+    for lead in ("claims", "figures"):
+        result = Result("demo", "A page", claims=[claim], figures=[figure], lead=lead)
+        page = result.to_html()
+        assert (page.index('id="figures"') < page.index('id="claims"')) == (lead == "figures")
+        assert Result.from_dict(result.to_dict()) == result
+    older = {k: v for k, v in result.to_dict().items() if k != "lead"}
+    assert Result.from_dict(older).lead == "claims"
+    with pytest.raises(UnbraidError, match="begins with"):
+        Result("demo", "A page", lead="tables")

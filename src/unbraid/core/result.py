@@ -9,7 +9,7 @@ import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -60,6 +60,7 @@ class Result:
         figures: in the order in which a reader should see them.
         arrays: name -> numbers or booleans of any shape, kept exactly.
         notes: paragraphs that a reader needs: limits, deviations from the paper, what was cut.
+        lead: what the page begins with, "claims" or "figures".
         meta: ``seed``, ``seconds``, ``command`` and whatever else; time, versions and machine are filled in.
 
     Raises:
@@ -83,6 +84,7 @@ class Result:
         figures: Iterable[Figure] = (),
         arrays: Mapping[str, Any] | None = None,
         notes: Iterable[str] = (),
+        lead: Literal["claims", "figures"] = "claims",
         meta: Mapping[str, Any] | None = None,
     ) -> None:
         self.slug = text(slug, "Result.slug", needed=True)
@@ -97,6 +99,9 @@ class Result:
         if isinstance(notes, str):
             raise UnbraidError("Result.notes must be a list of paragraphs, not one string: put it in brackets.")
         self.notes = [text(note, "a note") for note in notes]
+        if lead not in ("claims", "figures"):
+            raise UnbraidError(f"Result.lead is {lead!r}; a page begins with 'claims' or 'figures'.")
+        self.lead = lead
         self.meta: dict[str, Any] = provenance(**plain(dict(meta or {}), "meta"))
         self._check()
 
@@ -226,6 +231,7 @@ class Result:
             "figures": [figure.to_dict() for figure in self.figures],
             "arrays": {name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in self.arrays.items()},
             "notes": self.notes,
+            "lead": self.lead,
             "meta": self.meta,
         }
 
@@ -249,6 +255,7 @@ class Result:
                 figures=[figure_from_dict(item) for item in data["figures"]],
                 arrays={name: (arrays or {})[name] for name in data["arrays"]},
                 notes=data["notes"],
+                lead=data.get("lead", "claims"),  # not in what earlier versions wrote
             )
             result.meta = plain(data["meta"], "meta")  # as it was recorded, not of the machine that reads it
         except (KeyError, TypeError, AttributeError) as error:

@@ -76,10 +76,13 @@ def _drop(result: Result, alts: list[str], budget: int, limits: Limits) -> str:
 
 def _sections(result: Result, alts: list[str], limits: Limits) -> Iterator[tuple[str, str, list[Markup]]]:
     """(anchor, title, parts) of what there is."""
+    first: list[tuple[str, str, list[Markup]]] = []
     if result.claims:
-        yield "claims", "Claims", [tables.claims(result.claims, limits)]
+        first.append(("claims", "Claims", [tables.claims(result.claims, limits)]))
     if result.figures:
-        yield "figures", "Figures", [_figure(*item, limits) for item in zip(result.figures, alts, strict=True)]
+        figures = [_figure(*item, limits) for item in zip(result.figures, alts, strict=True)]
+        first.append(("figures", "Figures", figures))
+    yield from first if result.lead == "claims" else reversed(first)
     if result.tables:
         yield "tables", "Tables", [tables.table(name, table, limits) for name, table in result.tables.items()]
     if result.notes:

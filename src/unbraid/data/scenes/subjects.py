@@ -1,4 +1,4 @@
-"""New subjects: things of two colours with spots, ears and a notch that no caption has a word for, one for each seed."""
+"""New subjects: things of two colours with spots, ears and a notch without a word in captions, one for each seed."""
 
 from __future__ import annotations
 

@@ -307,7 +307,17 @@ def _result(run: _Run, decode: Decode | None, title: str, params: dict[str, Any]
     )
     meta = {"seed": params["seed"], "seconds": round(seconds, 2)}
     meta["seconds_per_metric"] = {k: round(v, 3) for k, v in run.seconds.items()}
-    return Result("audit", title, params=params, tables=tables, figures=figures, arrays=arrays, notes=[note], meta=meta)
+    return Result(
+        "audit",
+        title,
+        params=params,
+        tables=tables,
+        figures=figures,
+        arrays=arrays,
+        notes=[note],
+        lead="figures",
+        meta=meta,
+    )
 
 
 def _factors(seen: Observed, share: np.ndarray, scores: Mapping[str, Score]) -> Table:

@@ -54,6 +54,7 @@ def make_result(f: Findings, params: dict[str, Any], seconds: float) -> Result:
         figures=figures(f),
         arrays=arrays,
         notes=notes(f, params),
+        lead="figures",
         meta={"seed": params.get("seed", 0), "seconds": round(seconds, 1), "pieces_read_back": f.read_back},
     )
 

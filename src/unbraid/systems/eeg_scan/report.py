@@ -61,7 +61,7 @@ def make_result(f: Findings, params: dict[str, Any], seconds: float) -> Result:
     return Result(
         CARD.slug, "EEG: potentials from single trials, and labels tied to latents",
         params={**params, "keep": None if params["keep"] is None else str(params["keep"])},
-        claims=claims(f), tables=tables, figures=figures(f), notes=notes(f, params),
+        claims=claims(f), tables=tables, figures=figures(f), notes=notes(f, params), lead="figures",
         meta={"seed": params["seed"], "seconds": round(seconds, 1), "pieces_read_back": f.read_back},
     )  # fmt: skip
 

@@ -47,6 +47,7 @@ def make_result(f: Findings, params: dict[str, Any], seconds: float) -> Result:
         },
         figures=figures(f),
         notes=notes(f, params),
+        lead="figures",
         meta={"seed": params["seed"], "seconds": round(seconds, 1), "pieces_read_back": f.read_back},
     )
 
