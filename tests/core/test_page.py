@@ -244,6 +244,9 @@ def test_downsampling_keeps_ends_and_extremes(values, count):
 @settings(max_examples=80, deadline=None)
 @given(st.floats(-1e9, 1e9), st.floats(1e-9, 1e9), st.booleans())
 @example(80578376.0, 1.192092896e-07, True)  # logarithms of both ends are one number
+@example(450359963.0, 1.192092896e-07, False)  # two steps of floating point
+@example(1e9, 1.0, False)
+@example(1000.75, 0.5, True)  # no round decade between the ends
 def test_axes_hold_their_values_and_have_ticks(low, width, log):
     low = abs(low) + 1e-6 if log else low
     axis = axes.make_axis([low, low + width], 400.0, 0.0, log=log)

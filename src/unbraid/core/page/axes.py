@@ -60,7 +60,7 @@ def make_axis(
         low = min(low, 0.0)
     if zero or 0.35 * low < high < 0:
         high = max(high, 0.0)
-    if low == high:
+    if math.isclose(low, high):  # nearer than steps between them can be added up
         low, high = (low - 0.5, high + 0.5) if abs(low) <= 1 else (low - abs(low) / 10, high + abs(high) / 10)
     step = nice_step((high - low) / 5)
     return Axis(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, start, stop)
@@ -93,7 +93,7 @@ def _decades(low: float, high: float) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [m * 10.0**p for p in powers for m in multiples if low * (1 - 1e-9) <= m * 10.0**p <= high * (1 + 1e-9)]
     if len(found) < 2:
-        return [low, high]
+        return nice_ticks(low, high)
     return found[:: max(1, math.ceil(len(found) / 7))]
 
 
