@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import unbraid
-from unbraid.cli import audit, doctor, heads, listing, report, study, worlds
+from unbraid.cli import audit, doctor, heads, listing, report, scenes, study, worlds
 from unbraid.cli.launch import as_worker
 from unbraid.core.errors import UnbraidError
 
@@ -59,6 +59,7 @@ app.command("models", epilog=listing.MODELS_EXAMPLES)(listing.models_command)
 app.command("heads", epilog=heads.EXAMPLES)(heads.heads_command)
 app.command("audit", epilog=audit.EXAMPLES)(audit.audit_command)
 app.add_typer(worlds.app, name="worlds")
+app.add_typer(scenes.app, name="scenes")
 app.command("report", epilog=report.EXAMPLES)(report.report_command)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor_command)
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 from unbraid.data.scenes import grounds
-from unbraid.data.scenes.degrade import resized
+from unbraid.data.scenes.damage import resized
 from unbraid.data.scenes.paint import HATCH, PAPER, masks
 from unbraid.data.scenes.sampling import BACKGROUNDS
 from unbraid.data.scenes.scene import FADES, GROUNDS, PLACES, SHAPES, SIZES, STYLES, TEXTURES, Background, Scene, Thing

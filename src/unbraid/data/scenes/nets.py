@@ -57,10 +57,9 @@ def unpacked(tensors: dict[str, np.ndarray]) -> dict[str, Net]:
     """Networks from tensors named ``net.layers.0.weight`` and ``net.heads.shape.bias``."""
     made: dict[str, Net] = {}
     for name in sorted({key.split(".")[0] for key in tensors}):
-        layers, heads = [], {}
+        heads = {}
         count = sum(key.startswith(f"{name}.layers.") for key in tensors) // 2
-        for k in range(count):
-            layers.append((tensors[f"{name}.layers.{k}.weight"], tensors[f"{name}.layers.{k}.bias"]))
+        layers = [(tensors[f"{name}.layers.{k}.weight"], tensors[f"{name}.layers.{k}.bias"]) for k in range(count)]
         for key in tensors:
             parts = key.split(".")
             if parts[:2] == [name, "heads"] and parts[3] == "weight":

@@ -15,7 +15,7 @@ import numpy as np
 
 from unbraid.core.errors import UnbraidError
 from unbraid.data.scenes import features
-from unbraid.data.scenes.degrade import resized
+from unbraid.data.scenes.damage import resized
 from unbraid.data.scenes.features import SIDE, TEMPLATES
 from unbraid.data.scenes.nets import nets, softmax
 from unbraid.data.scenes.sampling import BACKGROUNDS

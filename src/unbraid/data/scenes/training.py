@@ -6,6 +6,7 @@ Needs torch; the oracle itself does not. Each network is trained on what the one
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from unbraid.core.progress import bar
-from unbraid.data.scenes import degrade as worse
 from unbraid.data.scenes import features, reading
+from unbraid.data.scenes.damage import KINDS, degrade
 from unbraid.data.scenes.features import SIDE
-from unbraid.data.scenes.nets import WEIGHTS, Net, nets, packed, unpacked
+from unbraid.data.scenes.nets import WEIGHTS, Net, nets, packed
 from unbraid.data.scenes.paint import masks, render
-from unbraid.data.scenes.sampling import BACKGROUNDS, Choice, sample
+from unbraid.data.scenes.sampling import BACKGROUNDS, sample
 from unbraid.data.scenes.scene import COLOURS, FADES, SHAPES, SIZES, STYLES, TEXTURES, Scene
 
 CLEAN = 0.5  # of the images are left as they are
@@ -44,9 +45,9 @@ def worsened(images: np.ndarray, seed: int) -> np.ndarray:
     for k in range(len(images)):
         if rng.random() < CLEAN:
             continue
-        for kind in rng.permutation(worse.KINDS)[: int(rng.integers(1, 3))]:
+        for kind in rng.permutation(KINDS)[: int(rng.integers(1, 3))]:
             most = 1.8 if kind == "small" else 1.3
-            made[k : k + 1] = worse.degrade(
+            made[k : k + 1] = degrade(
                 made[k : k + 1], str(kind), float(rng.uniform(0.3, most)), int(rng.integers(1 << 30))
             )
     return made
@@ -72,8 +73,8 @@ def fit(
     goal = {name: torch.from_numpy(y.astype(np.int64)) for name, y in targets.items()}
     centre, width = data.mean(0), data.std(0) + 0.05
     widths = [x.shape[1], *hidden]
-    layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
-    heads = nn.ModuleDict({name: nn.Linear(widths[-1], size) for name, size in sizes.items()})
+    layers: Any = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+    heads: Any = nn.ModuleDict({name: nn.Linear(widths[-1], size) for name, size in sizes.items()})
     weights = [*layers.parameters(), *heads.parameters()]
     batch = 512 if len(data) > 100_000 else 256
     steps = epochs * (len(data) // batch)

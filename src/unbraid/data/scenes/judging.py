@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unbraid.core.errors import UnbraidError
-from unbraid.data.scenes.identity import Located, locate
-from unbraid.data.scenes.parse import Prompt, Wanted, parse
+from unbraid.data.scenes.asking import Prompt, Wanted, parse
+from unbraid.data.scenes.finding import Located, locate
 from unbraid.data.scenes.reading import checked, read
 from unbraid.data.scenes.scene import Scene, Thing
 
@@ -21,9 +21,7 @@ KNOWN = 0.5  # an identity from which a subject counts as seen
 WORDS = ("shape", "colour", "texture", "size")
 
 
-def score(
-    images: np.ndarray, prompt: str | Prompt, subjects: Mapping[str, int] | None = None
-) -> dict[str, np.ndarray]:
+def score(images: np.ndarray, prompt: str | Prompt, subjects: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
     """Whether images show what a prompt asks for.
 
     Args:
@@ -34,9 +32,9 @@ def score(
 
     Returns:
         attribute -> [n] booleans: ``shape 1``, ``colour 1``, ... for what is said of the first thing, ``relation``,
-        ``background``, ``background texture``, ``fade`` and ``style`` where the prompt says something of them, ``count``
-        (as many things as are named, where any is) and ``all`` (everything but the count). Things read are given to
-        those named so that most is right.
+        ``background``, ``background texture``, ``fade`` and ``style`` where the prompt says something of them,
+        ``count`` (as many things as are named, where any is) and ``all`` (everything but the count). Things read are
+        given to those named so that most is right.
 
     Raises:
         UnbraidError: the prompt is not understood, or the images are none.
@@ -103,9 +101,7 @@ def _row(things: Sequence[Thing | None], ranks: Mapping[int, int], prompt: Promp
 
         one, other = things[:2]
         in_front = ranks.get(0, 9) > ranks.get(1, 9) or (0 not in ranks and 1 in ranks)
-        made["relation"] = (
-            one is not None and other is not None and relation(one, other, in_front) == prompt.relation
-        )
+        made["relation"] = one is not None and other is not None and relation(one, other, in_front) == prompt.relation
     return made
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from unbraid.core.errors import UnbraidError
 from unbraid.core.png import encode_png
+from unbraid.core.progress import bar
 from unbraid.data.scenes.grammar import caption
 from unbraid.data.scenes.paint import masks, render
 from unbraid.data.scenes.scene import GROUNDS, PLACES, SIZES, Background, Scene, Thing, among
@@ -119,7 +120,7 @@ def _things(subjects: Sequence[Subject], rng: np.random.Generator) -> tuple[Thin
     turn = [round(float(t), 2) for t in rng.uniform(-TURN, TURN, 2)]
     if len(subjects) == 1:
         size = "large" if rng.random() < 0.6 else "medium"
-        low = 1.12 * SIZES[size] + 0.02
+        low = 1.22 * SIZES[size] + 0.02
         x, y = (round(float(at), 4) for at in rng.uniform(low, 1 - low, 2))
         return (Thing(subjects[0].name, size=size, x=x, y=y, turn=turn[0]),)
     lift = rng.uniform(-0.12, 0.12, 2)
@@ -130,7 +131,14 @@ def _things(subjects: Sequence[Subject], rng: np.random.Generator) -> tuple[Thin
     )
 
 
-def write(folder: str | Path, scenes: Sequence[Scene], captions: Sequence[str], size: int = 64) -> int:
+def write(
+    folder: str | Path,
+    scenes: Sequence[Scene],
+    captions: Sequence[str],
+    size: int = 64,
+    *,
+    progress: bool | None = None,
+) -> int:
     """Write scenes as a folder that other programs read: ``000.png`` and so on, ``captions.jsonl`` and masks.
 
     A line of ``captions.jsonl`` has ``file_name`` and ``text``, as Hugging Face's image folders have them, ``masks`` (a
@@ -141,6 +149,7 @@ def write(folder: str | Path, scenes: Sequence[Scene], captions: Sequence[str], 
         scenes: what to draw.
         captions: one each.
         size: pixels of a side.
+        progress: None shows a bar on a terminal.
 
     Returns:
         How many images.
@@ -155,18 +164,26 @@ def write(folder: str | Path, scenes: Sequence[Scene], captions: Sequence[str], 
     lines = []
     try:
         (place / "masks").mkdir(parents=True, exist_ok=True)
-        for k, (scene, words) in enumerate(zip(scenes, captions, strict=True)):
-            name = f"{k:0{digits}d}"
-            _put(place / f"{name}.png", render(scene, size)[0].transpose(1, 2, 0))
-            covers = []
-            for j, cover in enumerate(masks(scene, size)[0] if scene.things else []):
-                covers.append(f"masks/{name}-{j + 1}.png")
-                _put(place / covers[-1], cover[..., None])
-            lines.append({"file_name": f"{name}.png", "text": words, "masks": covers, "scene": scene.to_dict()})
+        with bar(progress, "writing images", len(scenes)) as tick:
+            for k, (scene, words) in enumerate(zip(scenes, captions, strict=True)):
+                lines.append(_written(place, f"{k:0{digits}d}", scene, words, size))
+                tick(1)
         _replace(place / "captions.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     except OSError as error:
-        raise UnbraidError(f"{place} cannot be written to ({error.strerror or error}); give a folder of yours.") from None
+        raise UnbraidError(
+            f"{place} cannot be written to ({error.strerror or error}); give a folder of yours."
+        ) from None
     return len(lines)
+
+
+def _written(place: Path, name: str, scene: Scene, words: str, size: int) -> dict[str, object]:
+    """Write one scene's files; what is said of them."""
+    _put(place / f"{name}.png", render(scene, size)[0].transpose(1, 2, 0))
+    covers = []
+    for j, cover in enumerate(masks(scene, size)[0] if scene.things else []):
+        covers.append(f"masks/{name}-{j + 1}.png")
+        _put(place / covers[-1], cover[..., None])
+    return {"file_name": f"{name}.png", "text": words, "masks": covers, "scene": scene.to_dict()}
 
 
 def _put(path: Path, pixels: np.ndarray) -> None:

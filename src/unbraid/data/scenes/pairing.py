@@ -237,7 +237,7 @@ def prompts(kind: str = "single", n: int | None = None, seed: int = 0) -> list[s
         UnbraidError: there is no such list.
     """
     among(kind, "kind of prompts", LISTS)
-    made = [caption(scene) for scene in _listed(kind, int(seed))]
+    made = list(dict.fromkeys(caption(scene) for scene in _listed(kind, int(seed))))
     if n is None or n >= len(made):
         return made
     if n < 1:
@@ -251,7 +251,7 @@ def _listed(kind: str, seed: int) -> list[Scene]:
         layouts = ("left of", "right of", "above", "below")
         return sample(64, 900 + seed, (2, 2), "train", replace(simple, layouts=layouts))
     if kind == "held_out":
-        return sample(64, 900 + seed, (1, 1), "held_out", simple)
+        return sample(70, 900 + seed, (1, 1), "held_out", simple)
     made: list[Scene] = []
     for j, shape in enumerate(SHAPES):
         for k, colour in enumerate(COLOURS):

@@ -49,7 +49,8 @@ def accuracy(reading: Reading, truth: Sequence[Scene]) -> dict[str, float]:
         tally.add("count", len(read.things) == len(scene.things))
         found = paired(read, scene)
         for k, thing in enumerate(scene.things):
-            seen = read.things[found[k]] if found[k] is not None else None
+            at = found[k]
+            seen = None if at is None else read.things[at]
             for name in THINGS[:-1]:
                 tally.add(name, seen is not None and vars(seen)[name] == vars(thing)[name])
             near = seen is not None and float(np.hypot(seen.x - thing.x, seen.y - thing.y)) < NEAR

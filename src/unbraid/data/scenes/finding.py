@@ -141,5 +141,3 @@ def _compared(image: np.ndarray, thing: Thing, radius: float) -> tuple[float, fl
     difference = float(apart[inside].mean()) if inside.any() else 1.0
     spill = float((apart[rim] < ALIKE).mean()) if rim.any() else 0.0
     return difference, spill
-
-
