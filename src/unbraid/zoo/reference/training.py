@@ -21,16 +21,22 @@ from unbraid.zoo.reference.words import tokenizer
 KL, EDGES = 5e-4, 1.0
 GAMMA = 5.0  # min-SNR (arXiv 2303.09556)
 DECAY = 0.9995  # of the running mean of weights, which is what ships
-WARM = 500
+WARM, FALL = 500, 0.2
 
 
-def schedule(steps: int, warm: int = WARM) -> Callable[[Any], Any]:
-    """Warm-up, then a cosine down to a hundredth."""
+def schedule(steps: int, warm: int = WARM, fall: float = FALL) -> Callable[[Any], Any]:
+    """Warm-up, a plateau, and over the last fifth 1 - sqrt down to a hundredth (arXiv 2405.18392).
+
+    Up to the fall the number of steps does not matter, so a run can be given more of them later on.
+    """
+    turn = steps * (1 - fall)
 
     def factor(step: int) -> float:
         if step < warm:
             return (step + 1) / warm
-        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+        if step < turn:
+            return 1.0
+        return max(0.01, 1 - math.sqrt(min(1.0, (step - turn) / max(1.0, steps - turn))))
 
     return lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
@@ -128,7 +134,7 @@ class Denoiser(nn.Module):
 
 
 def train_sd(
-    keep: Path, steps: int = 20_000, size: int = 60_000, batch: int = 32, lr: float = 1e-3, progress: bool | None = None
+    keep: Path, steps: int = 12_000, size: int = 60_000, batch: int = 32, lr: float = 8e-4, progress: bool | None = None
 ) -> None:
     """Text encoder and UNet on latents of the trained autoencoder.
 
