@@ -333,7 +333,7 @@ def flux() -> Family:
         "txt_ids": torch.zeros(5, 3),
     }
     return by_recording(
-        model, inputs, {"transformer_blocks.0.attn": "joint", "single_transformer_blocks.0.attn": "self"}
+        model, inputs, {"transformer_blocks.0.attn": "joint", "single_transformer_blocks.0.attn": "joint"}
     )
 
 

@@ -19,10 +19,11 @@ from unbraid.taps.observe import (
     TopK,
 )
 from unbraid.taps.observer import Observer
+from unbraid.taps.perturb import perturb
 
 __all__ = [
     "ArgMax", "Distance", "Entries", "Entropy", "Maps", "Mass", "Observer", "Outputs", "Received", "Rows", "TopK",
-    "ablate", "allow", "bias", "by_name", "extra", "names", "patch", "replace", "scale", "to_identity",
+    "ablate", "allow", "bias", "by_name", "extra", "names", "patch", "perturb", "replace", "scale", "to_identity",
 ]  # fmt: skip
 
 _NAMED: dict[str, Callable[[], Observer]] = {

@@ -90,6 +90,18 @@ def enclosing(seam: str) -> tuple[nn.Module, FrameType] | None:
     return None
 
 
+def outer_call(inner: FrameType) -> tuple[nn.Module, FrameType] | None:
+    """The module around the call of a module that this frame belongs to, and the frame of its call."""
+    here, frame = inner.f_locals.get("self"), inner.f_back
+    while frame is not None:
+        if frame.f_code.co_name in CALL_FRAMES:
+            module = frame.f_locals.get("self")
+            if isinstance(module, nn.Module) and module is not here:
+                return module, frame
+        frame = frame.f_back
+    return None
+
+
 def call_arguments(module: nn.Module, frame: FrameType | None = None) -> dict[str, Any]:
     """Arguments of the running call of a module by name; {} where its frame cannot be found."""
     if frame is None:

@@ -157,21 +157,28 @@ def with_segments(call: AttentionCall, frame: FrameType) -> AttentionCall:
     """Recognises joint attention (text and image in one sequence) by the lengths of what the module was given."""
     module = call.module
     assert module is not None
-    arguments = live.call_arguments(module, frame)
-    text = arguments.get("encoder_hidden_states")
-    own = arguments.get("hidden_states")
-    if not (isinstance(text, Tensor) and isinstance(own, Tensor) and text.dim() == 3 and own.dim() == 3):
-        return call
-    n_text, n_own = text.shape[1], own.shape[1]
-    if not (call.keys == call.queries == n_text + n_own):
-        return call
     processor = type(vars(module).get("processor", module)).__name__
+    lengths = _lengths(live.call_arguments(module, frame))
+    if lengths is None and processor.startswith(TEXT_FIRST):  # a block that joins them before it calls its attention
+        block = live.outer_call(frame)
+        lengths = None if block is None else _lengths(live.call_arguments(*block))
+    if lengths is None or not (call.keys == call.queries == sum(lengths)):
+        return call
+    n_text, n_own = lengths
     segments = None
     if processor.startswith(TEXT_FIRST):
         segments = (Segment("text", 0, n_text), Segment("image", n_text, n_text + n_own))
     elif processor.startswith(IMAGE_FIRST):
         segments = (Segment("image", 0, n_own), Segment("text", n_own, n_own + n_text))
     return call.replace(kind="joint", segments=segments)
+
+
+def _lengths(arguments: dict[str, Any]) -> tuple[int, int] | None:
+    """Tokens of text and of image that a module was given, where it was given both."""
+    text, own = arguments.get("encoder_hidden_states"), arguments.get("hidden_states")
+    if isinstance(text, Tensor) and isinstance(own, Tensor) and text.dim() == 3 and own.dim() == 3:
+        return text.shape[1], own.shape[1]
+    return None
 
 
 def multi_head_attention_forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
