@@ -13,9 +13,11 @@ from unbraid.diffusion import Parts, open_pipeline, paint
 def test_parts_hold_for_every_family(family):
     pipe = small(family)
     parts = Parts.of(pipe)
-    assert parts.family == family and parts.kind == ("unet" if family in ("sd", "sdxl") else "joint")
+    assert parts.family == family
+    assert parts.kind == ("unet" if family in ("sd", "sdxl") else "joint")
     assert parts.objective == ("v_prediction" if parts.kind == "unet" else "flow")
-    assert parts.size == 64 and parts.patch == 4
+    assert parts.size == 64
+    assert parts.patch == 4
     with torch.no_grad():
         told = parts.encode(["a red circle", "a blue star in the snow"])
         images = torch.rand(2, 3, 64, 64)
@@ -23,8 +25,10 @@ def test_parts_hold_for_every_family(family):
         made = parts.predict(code, torch.tensor([3.0, 900.0]), told)
         one = parts.predict(code[1:], torch.tensor([900.0]), told.at([1]))
         back = parts.images(code)
-    assert len(told) == 2 and told.embeds.shape[2] == parts.width
-    assert made.shape == code.shape == (2, 4, 16, 16) and back.shape == images.shape
+    assert len(told) == 2
+    assert told.embeds.shape[2] == parts.width
+    assert made.shape == code.shape == (2, 4, 16, 16)
+    assert back.shape == images.shape
     torch.testing.assert_close(one, made[1:], atol=1e-5, rtol=1e-4)
 
 
@@ -38,7 +42,8 @@ def test_a_picture_does_not_depend_on_its_batch_nor_on_how_its_words_come(family
     with torch.no_grad():
         told = Parts.of(pipe).encode(said)
     by_context = paint(pipe, told, seeds, steps=2, batch=2, progress=False)
-    assert together.shape == (3, 3, 64, 64) and together.dtype == np.float32
+    assert together.shape == (3, 3, 64, 64)
+    assert together.dtype == np.float32
     np.testing.assert_allclose(alone[0], together[1], atol=2e-4)
     np.testing.assert_allclose(by_context, together, atol=2e-4)
     assert pipe._progress_bar_config == before

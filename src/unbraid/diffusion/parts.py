@@ -193,8 +193,12 @@ class Parts:
             return told
         return Context(torch.zeros_like(told.embeds), None if told.pooled is None else torch.zeros_like(told.pooled))
 
-    def latents(self, images: Tensor, generator: torch.Generator | None = None, mean: bool = False) -> Tensor:
-        """Scaled latents [B, C, h, w] of images [B, 3, H, W] from 0 to 1; a sample of the posterior, or its mean."""
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and spread [B, C, h, w] of the scaled latents of images [B, 3, H, W] from 0 to 1.
+
+        Raises:
+            UnbraidError: a height or width that the model cannot take.
+        """
         height, width = images.shape[-2:]
         if height % self.multiple or width % self.multiple:
             raise UnbraidError(f"images are {height} x {width} pixels; this model takes multiples of {self.multiple}.")
@@ -204,12 +208,18 @@ class Parts:
             self.vae.to(torch.float32)
         try:
             found = self.vae.encode((images * 2 - 1).to(self.vae.device, self.vae.dtype)).latent_dist
-            code = found.mean if mean else found.sample(generator)
         finally:
             if wide:
                 self.vae.to(home)
-        shift = self.vae.config.get("shift_factor") or 0.0
-        return ((code - shift) * self.vae.config.scaling_factor).to(self.dtype)
+        shift, scale = self.vae.config.get("shift_factor") or 0.0, float(self.vae.config.scaling_factor)
+        return ((found.mean - shift) * scale).to(self.dtype), (found.std * scale).to(self.dtype)
+
+    def latents(self, images: Tensor, generator: torch.Generator | None = None, mean: bool = False) -> Tensor:
+        """Scaled latents [B, C, h, w] of images [B, 3, H, W] from 0 to 1; a sample of the posterior, or its mean."""
+        centre, spread = self.posterior(images)
+        if mean:
+            return centre
+        return centre + spread * torch.randn(centre.shape, generator=generator).to(centre)
 
     def images(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] from 0 to 1 of scaled latents; gradients pass."""
