@@ -178,3 +178,43 @@ def _hushed() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
+
+
+@contextmanager
+def kept_lora(
+    parts: Parts,
+    weights: dict[str, Tensor],
+    rank: int,
+    which: str | Sequence[str] = "attention",
+    *,
+    weight: float = 1.0,
+    name: str = NAME,
+) -> Iterator[None]:
+    """An adapter whose weights are at hand (see `lora_weights`) on the denoiser, for as long as the block runs.
+
+    Args:
+        parts: of the pipeline.
+        weights: under peft's names.
+        rank: of the adapter.
+        which: see `targets`.
+        weight: of the adapter; 0 is the denoiser as it was.
+        name: of the adapter.
+
+    Raises:
+        UnbraidError: weights of another model.
+    """
+    from peft.utils import set_peft_model_state_dict
+
+    with lora(parts, rank, which, name=name) as own:
+        try:
+            missing = set_peft_model_state_dict(parts.denoiser, weights, adapter_name=name)
+        except RuntimeError as error:
+            raise UnbraidError("the adapter is of another model than this pipeline's.") from error
+        if missing is not None and missing.unexpected_keys:
+            raise UnbraidError(
+                f"the adapter is of another model: this one has no {missing.unexpected_keys[0].partition('.lora')[0]}."
+            )
+        for one in own:
+            one.requires_grad_(False)
+        parts.denoiser.set_adapters([*parts.denoiser.active_adapters()], [weight])
+        yield

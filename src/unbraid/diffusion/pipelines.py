@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from unbraid.diffusion.parts import SUPPORTED, Parts
 INDEX = "model_index.json"
 
 
-def open_pipeline(model: Any, device: str = "cpu", dtype: str = "float32", **options: Any) -> Any:
+def open_pipeline(
+    model: Any, device: str = "cpu", dtype: str = "float32", progress: bool = False, **options: Any
+) -> Any:
     """A text-to-image pipeline, from safetensors only, with no code of a repository run.
 
     Args:
@@ -20,6 +24,7 @@ def open_pipeline(model: Any, device: str = "cpu", dtype: str = "float32", **opt
             comes back as it is.
         device: where it goes.
         dtype: of the weights: float32, bfloat16 or float16.
+        progress: show the libraries' bars while weights are read.
         options: handed to diffusers' `from_pretrained` (`variant="fp16"`, `revision=...`).
 
     Raises:
@@ -28,8 +33,10 @@ def open_pipeline(model: Any, device: str = "cpu", dtype: str = "float32", **opt
     if not isinstance(model, str | Path):
         Parts.of(model)
         return model
+    import diffusers
     import torch
     from diffusers import DiffusionPipeline
+    from packaging.version import Version
 
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(str(dtype))
     if kind is None:
@@ -37,10 +44,13 @@ def open_pipeline(model: Any, device: str = "cpu", dtype: str = "float32", **opt
     source = _source(str(model))
     if isinstance(source, Path):
         options.setdefault("local_files_only", True)
+    word = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
+    options[word] = kind
     try:
-        pipe = DiffusionPipeline.from_pretrained(
-            str(source), torch_dtype=kind, use_safetensors=True, trust_remote_code=False, **options
-        )
+        with _quiet(progress):
+            pipe = DiffusionPipeline.from_pretrained(
+                str(source), use_safetensors=True, trust_remote_code=False, **options
+            )
     except (OSError, ValueError, ImportError) as error:
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
         raise UnbraidError(f"{str(model)!r} cannot be opened as a diffusers pipeline: {said[:240]}") from error
@@ -68,3 +78,19 @@ def _source(model: str) -> str | Path:
     if not model.strip() or folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise UnbraidError(f"{model!r} is not a folder; give one with a pipeline, a name of the zoo, or a hub id.")
     return model
+
+
+@contextmanager
+def _quiet(progress: bool) -> Iterator[None]:
+    """Without the bars of diffusers and transformers; their settings are put back."""
+    from diffusers.utils import logging as theirs
+    from transformers.utils import logging as texts
+
+    found = [one for one in (theirs, texts) if not progress and one.is_progress_bar_enabled()]
+    for one in found:
+        one.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for one in found:
+            one.enable_progress_bar()
