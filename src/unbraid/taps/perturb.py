@@ -49,6 +49,7 @@ class Perturb(Tap):
         self.table, self.amount, self.kind, self.scope, self.path, self.tau = table, amount, kind, scope, path, tau
         self.edited: slice | None = None
         self.picked: dict[str, list[int]] = {}
+        self._ready: dict[Any, tuple[Tensor, Tensor]] = {}
         if table is not None:
             grad = {site: u.requires_grad for site, u in table.items()}
             self.picked = {
@@ -62,37 +63,50 @@ class Perturb(Tap):
         some = self.amount != 0 and self.edited != slice(0, 0)
         return some and (self.table is None or bool(self.picked.get(c.site)))
 
+    def heads_at(self, c: AttentionCall) -> list[int] | None:
+        """The heads of this site."""
+        return None if self.table is None else self.picked.get(c.site, [])
+
     def out(self, c: AttentionCall, y: Tensor) -> Tensor:
         """(1 - u) O + u A' V of the chosen heads and rows; all else stays as it is, bit for bit."""
         self._check(c)
         rows = slice(*(self.edited or slice(None)).indices(y.shape[0]))
         heads = list(range(c.heads)) if self.table is None else self.picked[c.site]
-        u = self._strengths(c, heads, rows.stop - rows.start).to(y)
-        whole = rows == slice(0, y.shape[0], 1)
+        pick, u = self._strengths(c, y, heads, rows.stop - rows.start)
+        every, whole = len(heads) == c.heads, rows == slice(0, y.shape[0], 1)
         part = c if whole else at_rows_of_batch(c, rows)
-        part = part if len(heads) == c.heads else part.select(heads)
-        pick = torch.as_tensor(heads, device=y.device)
-        mine = y[rows]
-        old = mine if len(heads) == c.heads else mine.index_select(1, pick)
-        new = self._damaged(part, old, u)
-        new = new if len(heads) == c.heads else mine.index_copy(1, pick, new)
+        mine = y if whole else y[rows]
+        if every:
+            new = self._damaged(part, mine, u)
+        else:
+            new = mine.index_copy(1, pick, self._damaged(part.select(heads), mine.index_select(1, pick), u))
         return new if whole else torch.cat([y[: rows.start], new, y[rows.stop :]])
 
-    def _strengths(self, c: AttentionCall, heads: list[int], rows: int) -> Tensor:
-        """[1|rows, heads, 1, 1]."""
-        if self.table is None:
-            return torch.full((1, len(heads), 1, 1), self.amount, device=c.device)
-        u = self.table[c.site].to(c.device)
-        if u.shape[1] > c.heads:
+    def _strengths(self, c: AttentionCall, y: Tensor, heads: list[int], rows: int) -> tuple[Tensor, Tensor]:
+        """Head numbers, and [1|rows, heads, 1, 1]; kept, as a denoiser is called many times."""
+        key = (c.site, y.device, y.dtype, len(heads))
+        found = self._ready.get(key)
+        if found is None:
+            pick = torch.as_tensor(heads, device=y.device)
+            if self.table is None:
+                u = torch.full((1, len(heads)), self.amount)
+            else:
+                u = self.table[c.site]
+                if u.shape[1] > c.heads:
+                    raise UnbraidError(
+                        f"perturb has strengths for {u.shape[1]} heads of {c.site!r}, which has heads 0 to "
+                        f"{c.heads - 1}; give one for each of them."
+                    )
+                u = u[:, heads] * self.amount
+            found = pick, u.to(y)[..., None, None]
+            if not u.requires_grad:  # strengths that are learned change
+                self._ready[key] = found
+        if found[1].shape[0] not in (1, rows):
             raise UnbraidError(
-                f"perturb has strengths for {u.shape[1]} heads of {c.site!r}, which has heads 0 to {c.heads - 1}; give "
-                "one for each of them."
+                f"perturb has strengths for {found[1].shape[0]} rows at {c.site!r}, but {rows} rows of the batch are "
+                "edited."
             )
-        if u.shape[0] not in (1, rows):
-            raise UnbraidError(
-                f"perturb has strengths for {u.shape[0]} rows at {c.site!r}, but {rows} rows of the batch are edited."
-            )
-        return (u[:, torch.as_tensor(heads, device=u.device)] * self.amount)[..., None, None]
+        return found
 
     def _damaged(self, c: AttentionCall, y: Tensor, u: Tensor) -> Tensor:
         if self.path != "linear":

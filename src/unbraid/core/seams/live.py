@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -19,6 +20,7 @@ LOCK = threading.RLock()
 _sessions: tuple[Session, ...] = ()
 _thread = threading.local()
 _patches: dict[tuple[int, str], list[Any]] = {}  # (owner, name) -> [count, owner, original, was its own attribute]
+_signatures: WeakKeyDictionary[Any, inspect.Signature] = WeakKeyDictionary()  # of forwards, by function
 CALL_FRAMES = frozenset({"_call_impl", "_wrapped_call_impl"})
 CROSS_ARGUMENTS = ("key_value_states", "encoder_hidden_states", "encoder_hidden_states_image", "context")
 
@@ -112,13 +114,25 @@ def call_arguments(module: nn.Module, frame: FrameType | None = None) -> dict[st
         return {}
     local = frame.f_locals
     try:
-        bound = inspect.signature(module.forward).bind_partial(*local.get("args", ()), **local.get("kwargs", {}))
+        signature = signature_of(module)
+        bound = signature.bind_partial(*local.get("args", ()), **local.get("kwargs", {}))
     except (TypeError, ValueError):
         return dict(local.get("kwargs", {}))
     found = dict(bound.arguments)
-    for name, parameter in inspect.signature(module.forward).parameters.items():
+    for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             found |= found.pop(name, {})
+    return found
+
+
+def signature_of(module: nn.Module) -> inspect.Signature:
+    """Of a module's forward; read once per class, as it takes longer than a small attention."""
+    if "forward" in vars(module):
+        return inspect.signature(module.forward)
+    function = type(module).forward
+    found = _signatures.get(function)
+    if found is None:
+        found = _signatures[function] = inspect.signature(module.forward)
     return found
 
 

@@ -119,7 +119,8 @@ class Guidance:
             raise UnbraidError("This model is guided already; join the heads into one guide instead of nesting two.")
         self._inner = self.denoiser.forward
         self._had, self._before = "forward" in vars(self.denoiser), before
-        self.session = attach(self.denoiser, self.tap, strict=False)
+        chosen = {site for site, heads in self.tap.picked.items() if heads}
+        self.session = attach(self.denoiser, self.tap, sites=chosen.__contains__, strict=False)
         self.session.__enter__()
         self.denoiser.forward = Forward(self, self._inner)
         return self
