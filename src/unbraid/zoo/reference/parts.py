@@ -6,6 +6,7 @@ from typing import Any
 
 from unbraid.zoo.reference import LATENTS, LENGTH, SIDE
 
+JOINT = 192  # of tiny-sd3's transformer
 WIDTH = 128  # of words, and of tiny-clip's common space: an image's embedding can be added to a prompt's
 
 
@@ -72,6 +73,55 @@ def scheduler() -> Any:
         steps_offset=1,
         timestep_spacing="trailing",
     )
+
+
+def projected_text(tokens: int, end: int) -> Any:
+    """A `CLIPTextModelWithProjection`, the first of tiny-sd3's text encoders.
+
+    Args:
+        tokens: of the tokenizer.
+        end: number of its end token.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    return CLIPTextModelWithProjection(CLIPTextConfig(**_text(tokens, end)))
+
+
+def text_of(model: Any) -> Any:
+    """The words' half of a `CLIPModel` as a `CLIPTextModelWithProjection`, with copies of its weights."""
+    from transformers import CLIPTextModelWithProjection
+
+    made = CLIPTextModelWithProjection(model.config.text_config).to(model.dtype)
+    known = model.state_dict()
+    made.load_state_dict({key: known[key] for key in made.state_dict()})
+    return made.eval()
+
+
+def joint() -> Any:
+    """An `SD3Transformer2DModel`: joint attention over words and the 8 x 8 patches of latents, in 4 heads."""
+    from diffusers import SD3Transformer2DModel
+
+    return SD3Transformer2DModel(
+        sample_size=SIDE // 4,
+        patch_size=2,
+        in_channels=LATENTS,
+        out_channels=LATENTS,
+        num_layers=6,
+        num_attention_heads=4,
+        attention_head_dim=JOINT // 4,
+        caption_projection_dim=JOINT,
+        joint_attention_dim=2 * WIDTH,  # words of both encoders side by side
+        pooled_projection_dim=2 * WIDTH,
+        pos_embed_max_size=SIDE // 8,
+        qk_norm="rms_norm",
+    )
+
+
+def flow() -> Any:
+    """Straight paths from noise to images, in Euler's steps."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
 
 
 def clip(tokens: int, end: int) -> Any:
