@@ -161,7 +161,8 @@ def test_photos_that_cannot_be_told_apart_are_said_to_be(eye, caplog):
 def test_what_is_refused(tuned, eye, album):
     pipe, system = tuned
     for changed, said in (
-        ({"prompt": "a dog"}, "needs"), ({"weak": -1.0}, "weak is"), ({"steps": 0}, "steps is"), ({"rank": 0}, "rank is"),
+        ({"prompt": "a dog"}, "needs"), ({"weak": -1.0}, "weak is"), ({"steps": 0}, "steps is"),
+        ({"rank": 0}, "rank is"),
     ):  # fmt: skip
         with pytest.raises(UnbraidError, match=said):
             DisenBooth(**{"steps": 1, **changed}).fit(pipe, album, "circle", eye, progress=False)

@@ -122,7 +122,7 @@ class Album:
             raise UnbraidError(f"{folder} holds no images; put photos ({', '.join(ENDINGS)}) into it.")
         if len(files) > limit:
             raise UnbraidError(f"{folder} holds {len(files)} images, more than {limit}; give a folder of one subject.")
-        images = [_fit(_load(one, "RGB"), size) for one in files]
+        images = [_fit(load(one, "RGB"), size) for one in files]
         grey = [name for name, image in zip([one.name for one in files], images, strict=True) if _is_grey(image)]
         if grey:
             log.warning(
@@ -137,7 +137,7 @@ def _is_grey(image: Tensor) -> bool:
     return float((image.amax(0) - image.amin(0)).max()) < 0.02
 
 
-def _load(path: Path, mode: str) -> Tensor:
+def load(path: Path, mode: str) -> Tensor:
     """[channels, H, W] from 0 to 1, turned as the camera was held."""
     import numpy as np
     from PIL import Image, ImageOps
@@ -209,7 +209,7 @@ def _masks(
             path = home / "masks" / Path(str(name)).name
             if not path.is_file():
                 raise UnbraidError(f"masks holds no {path.name}; give a mask per photo, or remove the folder masks.")
-            layers.append(_fit(_load(path, "L"), size)[0])
+            layers.append(_fit(load(path, "L"), size)[0])
             if layers[-1].shape != image.shape[1:]:
                 raise UnbraidError(f"the mask {path.name} has another shape than its photo.")
         found.append(torch.stack(layers).amax(0))
