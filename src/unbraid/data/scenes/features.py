@@ -15,7 +15,7 @@ from unbraid.data.scenes.scene import FADES, GROUNDS, PLACES, SHAPES, SIZES, STY
 SIDE = 64  # pixels at which everything is read
 CAP = 0.06  # squared distance beyond which a pixel is something else
 RINGS, SECTORS = 7, 8
-CROP = 20  # samples along a crop
+CROP = 24  # samples along a crop
 REACH = 1.45  # of a crop, in radii
 WHOLE = {"background": BACKGROUNDS, "texture": TEXTURES, "fade": FADES, "style": STYLES}
 TEMPLATES = [(shape, size) for size in SIZES for shape in SHAPES]
@@ -147,7 +147,7 @@ def templates() -> tuple[np.ndarray, np.ndarray]:
 
 
 def crop(layers: np.ndarray, x: float, y: float, radius: float) -> np.ndarray:
-    """[c, 20, 20] samples of [c, 64, 64] layers in a square round a thing, straight lines between pixels."""
+    """[c, CROP, CROP] samples of [c, 64, 64] layers in a square round a thing, straight lines between pixels."""
     at = (np.arange(CROP) + 0.5) / CROP * 2 - 1
     cols, rows = ((centre + at * REACH * radius) * SIDE - 0.5 for centre in (x, y))
     return np.asarray(_between(SIDE, rows) @ layers @ _between(SIDE, cols).T)
