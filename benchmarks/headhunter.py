@@ -4,9 +4,10 @@
 
 All variants compute the same three rows a picture (unconditional, conditional, damaged). *plain rows* is the denoiser
 on as many rows with nothing damaged: what an extra guidance branch costs by itself. *diffusers PAG* is its pipeline,
-*unbraid* is `guide`. Passes run back to back in changing order on one thread; times are the processor's, ratios are taken
-within rounds, low and high are their quartiles. The last column says how far the latents of both pipelines are apart in
-the end.
+*unbraid* is `guide`. Passes run back to back in changing order on one thread; times are the processor's, ratios are
+taken within rounds, low and high are their quartiles. The last column says how far the latents of both pipelines are
+apart in the end. With u = 1 in all heads diffusers leaves out the attention of the damaged rows, whose output nobody
+needs; `guide` computes it, because any smaller u needs it.
 """
 
 from __future__ import annotations
@@ -135,8 +136,13 @@ def forwards(kind: str, side: int, pictures: int, count: int) -> list[dict[str, 
 
     plain._guidance_scale = CFG  # as inside its call: the rows are unconditional ones, then conditional ones
     three, two, rows = given(3 * pictures), given(2 * pictures), []
-    for name, heads in (("all heads", every), ("three heads", type(every)(list(every)[1:40:13]))):
-        guidance = guide(plain, heads, 1.0, SCALE, **scope)
+    cases: list[tuple[str, Any, float, dict[str, Any]]] = [
+        ("all heads, u = 1", every, 1.0, {}), ("three heads, u = 1", type(every)(list(every)[1:40:13]), 1.0, {}),
+        ("all heads, u = .5", every, 0.5, {}),
+    ]  # fmt: skip
+    cases += [("all heads, u = 1, as diffusers: image only", every, 1.0, scope)] if scope else []
+    for name, heads, u, more in cases:
+        guidance = guide(plain, heads, u, SCALE, **more)
 
         def ours(guidance: Any = guidance) -> float:
             with guidance:  # opened once a picture, not once a step

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.pipelines import small
 from unbraid import HeadScores, HeadSet, attach, taps
 from unbraid.core.calls import AttentionCall, Segment, Tap
 from unbraid.core.engine.logits import dense
@@ -163,6 +164,59 @@ def test_both_kinds_of_flux_blocks_know_their_text(scope: str) -> None:
     }  # fmt: skip
     assert all(s == (Segment("text", 0, 5), Segment("image", 5, 12)) for _, s in seen.found.values())
     assert not torch.equal(plain, changed)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_models_with_damaged_heads_are_those_with_the_explicit_map(family: str) -> None:
+    pipe = small(family)
+    model = pipe.transformer.double()
+    sites = [n for n, m in model.named_modules() if n.endswith(".attn")]
+    heads, u = HeadSet([(sites[0], 1), (sites[-1], 0), (sites[-1], 2)]), 0.3
+    g = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    config = model.config
+    given = {"encoder_hidden_states": random(2, 5, config.joint_attention_dim)}
+    given["pooled_projections"] = random(2, config.pooled_projection_dim)
+    if family == "sd3":
+        given |= {"hidden_states": random(2, 4, 16, 16), "timestep": torch.tensor([500.0, 500.0]).double()}
+    else:
+        given |= {"hidden_states": random(2, 9, config.in_channels), "timestep": torch.tensor([0.5, 0.5]).double()}
+        given |= {"img_ids": torch.zeros(9, 3).double(), "txt_ids": torch.zeros(5, 3).double()}
+        if config.guidance_embeds:
+            given["guidance"] = torch.tensor([1.0, 1.0]).double()
+
+    def explicit(c: AttentionCall) -> torch.Tensor:
+        a = dense(c, torch.float64)
+        return ((1 - u) * a + u * torch.eye(c.keys, dtype=a.dtype)) @ c.value
+
+    with torch.no_grad():
+        with attach(model, taps.perturb(heads, amount=u)):
+            ours = model(**given).sample
+        with attach(model, taps.replace(explicit, heads)):
+            theirs = model(**given).sample
+    torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+
+
+def test_the_second_attention_of_sd35_is_a_site_of_its_own() -> None:
+    from unbraid.systems.headhunter.guiding import candidates
+
+    torch.manual_seed(0)
+    size = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "num_layers": 2, "attention_head_dim": 8}
+    size |= {"num_attention_heads": 2, "joint_attention_dim": 16, "caption_projection_dim": 16}
+    model = diffusers.SD3Transformer2DModel(
+        **size, pooled_projection_dim=16, pos_embed_max_size=4, dual_attention_layers=(0,), qk_norm="rms_norm"
+    ).eval()
+    sites = candidates(model).sites
+    assert {"transformer_blocks.0.attn", "transformer_blocks.0.attn2", "transformer_blocks.1.attn"} == sites
+    given = {"hidden_states": torch.randn(1, 4, 8, 8), "encoder_hidden_states": torch.randn(1, 3, 16)}
+    given |= {"pooled_projections": torch.randn(1, 16), "timestep": torch.tensor([500.0])}
+    with torch.no_grad():
+        plain = model(**given).sample
+        with attach(model, taps.perturb(HeadSet([("transformer_blocks.0.attn2", 1)]), scope="image")):
+            assert not torch.equal(model(**given).sample, plain)
 
 
 def test_wrong_input_is_told() -> None:

@@ -79,8 +79,15 @@ class Perturb(Tap):
         if every:
             new = self._damaged(part, mine, u)
         else:
-            new = mine.index_copy(1, pick, self._damaged(part.select(heads), mine.index_select(1, pick), u))
-        return new if whole else torch.cat([y[: rows.start], new, y[rows.stop :]])
+            new = self._damaged(part.select(heads), mine.index_select(1, pick), u)
+        if every and whole:
+            return new
+        out = y.clone()  # keeps the kernel's order in memory, which the model is about to read
+        if every:
+            out[rows] = new
+        else:
+            out[rows].index_copy_(1, pick, new)
+        return out
 
     def _strengths(self, c: AttentionCall, y: Tensor, heads: list[int], rows: int) -> tuple[Tensor, Tensor]:
         """Head numbers, and [1|rows, heads, 1, 1]; kept, as a denoiser is called many times."""
@@ -89,7 +96,7 @@ class Perturb(Tap):
         if found is None:
             pick = torch.as_tensor(heads, device=y.device)
             if self.table is None:
-                u = torch.full((1, len(heads)), self.amount)
+                u = torch.full((1, len(heads)), self.amount, dtype=torch.float64)
             else:
                 u = self.table[c.site]
                 if u.shape[1] > c.heads:
@@ -98,7 +105,7 @@ class Perturb(Tap):
                         f"{c.heads - 1}; give one for each of them."
                     )
                 u = u[:, heads] * self.amount
-            found = pick, u.to(y)[..., None, None]
+            found = pick, u.to(y.dtype).to(y.device)[..., None, None]
             if not u.requires_grad:  # strengths that are learned change
                 self._ready[key] = found
         if found[1].shape[0] not in (1, rows):
@@ -215,6 +222,17 @@ def log_sums(c: AttentionCall) -> Tensor:
     return logits.logsumexp(-1)
 
 
+def attended_with_sums(c: AttentionCall) -> tuple[Tensor, Tensor]:
+    """The output and `log_sums`; by one call where the kernel tells both."""
+    plain = c.mask is None and c.key_bias is None and c.query.dtype == torch.float32
+    if not (plain and c.device.type == "cpu" and c.value.shape[-1] == c.query.shape[-1]):
+        return attended(c), log_sums(c)
+    out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        c.query, c.expand(c.key), c.expand(c.value), 0.0, False, attn_mask=None, scale=c.scale
+    )
+    return out, sums
+
+
 def image_identity(c: AttentionCall, image: slice, text: slice) -> Tensor:
     """[B, H, image tokens, V]: each image token sees itself and all text, renormalised (PAG in diffusers' SD3).
 
@@ -229,8 +247,8 @@ def image_identity(c: AttentionCall, image: slice, text: slice) -> Tensor:
         mask=None if mask is None else mask[..., text],
         key_bias=None if c.key_bias is None else c.key_bias[..., text],
     )  # fmt: skip
-    told = attended(words)
-    share = torch.sigmoid(own_logits(c)[:, :, image] - log_sums(words))[..., None].to(told.dtype)
+    told, sums = attended_with_sums(words)
+    share = torch.sigmoid(own_logits(c)[:, :, image] - sums)[..., None].to(told.dtype)
     return torch.lerp(told, own_values(c)[:, :, image], share)
 
 
@@ -293,12 +311,12 @@ def strengths(heads: Strengths, amount: float = 1.0) -> dict[str, Tensor]:
     if isinstance(heads, HeadSet):
         table = {}
         for site, numbers in heads.by_site().items():
-            table[site] = torch.zeros(1, max(numbers) + 1)
+            table[site] = torch.zeros(1, max(numbers) + 1, dtype=torch.float64)
             table[site][0, numbers] = amount
         return table
     given = heads.scores if isinstance(heads, HeadScores) else heads
     table = {
-        site: torch.as_tensor(u, dtype=None if isinstance(u, Tensor) else torch.float32) for site, u in given.items()
+        site: torch.as_tensor(u, dtype=None if isinstance(u, Tensor) else torch.float64) for site, u in given.items()
     }
     for site, u in table.items():
         if u.dim() not in (1, 2) or not bool((torch.isfinite(u) & (u >= 0) & (u <= 1)).all()):
@@ -315,7 +333,7 @@ def joined(many: Sequence[Strengths], amount: float = 1.0) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for site in dict.fromkeys(site for table in tables for site in table):
         width = max(table[site].shape[1] for table in tables if site in table)
-        out[site] = torch.zeros(len(tables), width)
+        out[site] = torch.zeros(len(tables), width, dtype=torch.float64)
         for row, table in enumerate(tables):
             if site in table:
                 out[site][row, : table[site].shape[1]] = table[site][0]

@@ -17,9 +17,10 @@ from unbraid.core.mosaic import mosaic
 from unbraid.core.pieces import Pieces
 from unbraid.core.png import encode_png
 from unbraid.core.progress import bar
+from unbraid.data.scenes import STYLES
 from unbraid.systems.headhunter.evaluating import Evaluator
 from unbraid.systems.headhunter.measuring import Found, Items, Plan, World, painted, table_of
-from unbraid.systems.headhunter.objectives import Score, scored
+from unbraid.systems.headhunter.objectives import Score, objective, scored
 
 COLUMNS = 4  # pictures of each head
 
@@ -54,6 +55,8 @@ def make_atlas(world: World, plan: Plan, found: Found, store: Pieces, progress: 
     given = world.items(found.objective, found.repeat, "search")
     some = Items(given.prompts[:COLUMNS], given.seeds[:COLUMNS])
     scores: dict[str, Score] = {found.objective: world.objectives[found.objective], **world.others}
+    if "clarity" in scores:  # pictures of scenes: the oracle tells styles apart
+        scores |= dict(objective(f"style:{name}") for name in STYLES)
     paint = world.paint(plan.strength)
     judge = Evaluator(paint, given.prompts, given.seeds, {found.objective: scores[found.objective]}, store,
                       [world.key, plan.strength], plan.batch)  # fmt: skip

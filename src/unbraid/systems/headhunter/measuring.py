@@ -41,7 +41,8 @@ class World:
         heads: candidates.
         objectives: name -> function.
         others: further scores, reported always.
-        items: (repeat, purpose) to prompts and seeds; purpose is "search" or "fresh".
+        items: (objective, repeat, purpose) to prompts and seeds; purpose is "search" or "fresh".
+        model: the denoiser, where the study goes on to work with it.
     """
 
     name: str
@@ -51,6 +52,7 @@ class World:
     objectives: dict[str, Score]
     others: dict[str, Score]
     items: Callable[[str, int, str], Items]
+    model: Any = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -141,10 +142,11 @@ def run(
             worlds[number] = world_of(pipe, given, names, number)
         world = worlds.get(number, next(iter(worlds.values())))
         total = sum(work(world, plan, name, number) for name in names)
-        with bar(progress, f"Seed {number}", total) as tick:
+        with bar(progress, f"Seed {number}", total + (pipe is None)) as tick:
             f.found += [measure(world, plan, name, number, store, tick) for name in names]
             if pipe is None:
                 f.planted.append(planted(world, given, number, store))
+                tick()
     first = next(iter(worlds.values()))
     if out is not None:
         finish(f, first, plan, given, store, out)
@@ -219,7 +221,7 @@ def world_of(pipe: Any, given: dict[str, Any], names: Sequence[str], number: int
         search, fresh, _, steps = SIZES[given["size"]]
         return worlds.stripes(
             number, given["steps"] or steps, weight_of(given), given["search"] or search,
-            given["fresh"] or fresh, given["keep"],
+            given["fresh"] or fresh, given["keep"], given["progress"],
         )  # fmt: skip
     search, fresh, _, _, _, steps = PIPES[given["size"]]
     settings = {
@@ -238,7 +240,7 @@ def planted(world: World, given: dict[str, Any], number: int, store: Pieces) -> 
     from unbraid.systems.headhunter.search import draws, hunt
 
     def make() -> dict[str, Any]:
-        model = stripes.load_or_train(given["keep"], number, given["steps"] or SIZES[given["size"]][3], False)
+        model = copy.deepcopy(world.model)
         three = draws(world.heads, 3, 1, number)[0]
         stripes.plant(model, three)
         seeds = list(range(given["search"] or 16))

@@ -16,11 +16,13 @@ FRESH = 1_000_000  # seeds of fresh pictures begin here, those of the next repea
 REPEAT = 10_000
 
 
-def stripes(seed: int, steps: int, weight: float, search: int, fresh: int, keep: Path | None) -> World:
+def stripes(
+    seed: int, steps: int, weight: float, search: int, fresh: int, keep: Path | None, progress: bool | None = False
+) -> World:
     """The stripes' world of one seed: a model of its own."""
     from unbraid.systems.headhunter import stripes as toy
 
-    model = toy.load_or_train(keep, seed, steps, False)
+    model = toy.load_or_train(keep, seed, steps, progress)
 
     def items(name: str, repeat: int, purpose: str) -> Items:
         first, n = (FRESH, fresh) if purpose == "fresh" else (0, search)
@@ -31,7 +33,7 @@ def stripes(seed: int, steps: int, weight: float, search: int, fresh: int, keep:
 
     key = ["stripes", seed, steps, weight]
     others: dict[str, Score] = {"quality": toy.quality, "contrast": toy.contrast}
-    return World("stripes", key, paint, candidates(model), dict(toy.OBJECTIVES), others, items)
+    return World("stripes", key, paint, candidates(model), dict(toy.OBJECTIVES), others, items, model)
 
 
 def pipeline(
