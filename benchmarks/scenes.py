@@ -94,11 +94,9 @@ def decoded(images: np.ndarray, folder: Path) -> np.ndarray:
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(folder).eval()
-    made = []
     with torch.no_grad():
-        for part in torch.from_numpy(images).split(64):
-            made.append(vae.decode(vae.encode(part * 2 - 1).latent_dist.mean).sample / 2 + 0.5)
-    return torch.cat(made).clamp(0, 1).numpy()
+        codes = [vae.encode(part * 2 - 1).latent_dist.mean for part in torch.from_numpy(images).split(64)]
+        return torch.cat([vae.decode(code).sample / 2 + 0.5 for code in codes]).clamp(0, 1).numpy()
 
 
 def reading(name: str, images: np.ndarray, truth: list[s.Scene]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class ImageText(nn.Module):
                 raise UnbraidError(
                     f"{name!s} is a {config.model_type}, not a CLIP model; give one, such as 'tiny-clip'."
                 )
-            mean, std = _pixels(source, local)
+            mean, std = pixels_of(source, local)
         except (OSError, ValueError) as error:
             said = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
             raise UnbraidError(f"{name!s} cannot be opened as a CLIP model: {said[:240]}") from error
@@ -123,7 +123,7 @@ class ImageText(nn.Module):
         return np.asarray(functional.cosine_similarity(a, b), np.float64)
 
 
-def _pixels(source: str, local: Any) -> tuple[Sequence[float], Sequence[float]]:
+def pixels_of(source: str, local: Any) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and spread of the pixels that the model was trained on, as its image processor has them."""
     from transformers import AutoImageProcessor
 
