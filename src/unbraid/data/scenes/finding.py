@@ -45,8 +45,8 @@ def identity(images: np.ndarray, subject: int | Subject) -> np.ndarray:
 
     Returns:
         [n] from 0 to 1: 1 - difference / 0.1 of the pixels within its outline where it fits best, down to 0, times the
-        share of pixels just outside that do not continue it (they would where notches are filled). Renders reach
-        0.9 and more; other subjects and ordinary things stay below 0.5 (see ``docs/scenes.md``).
+        share of pixels just outside that do not continue it (they would where notches are filled). Of photos
+        of a subject 99 in 100 reach 0.73, of other subjects 7 in 1,000 reach 0.5 (see ``docs/scenes.md``).
 
     Raises:
         UnbraidError: they are no images.
