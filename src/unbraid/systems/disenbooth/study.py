@@ -86,7 +86,7 @@ def run(
     prompts: Sequence[str] = (),
     token: str = "sks",
     subjects: int = 3,
-    backgrounds: Literal["varied", "shared"] = "varied",
+    backgrounds: Literal["two", "varied", "shared"] = "two",
     seeds: int = 3,
     size: Literal["tiny", "small", "paper"] | None = None,
     steps: int | None = None,
@@ -130,7 +130,7 @@ def run(
         prompts: New scenes, with {} where the subject stands, such as "a {} in the snow"; by default some of ours.
         token: Rare word that stands for the subject.
         subjects: How many of the scenes world.
-        backgrounds: Of their photos; shared shows what cannot be learnt from such.
+        backgrounds: Of their photos: two, one each, or one for all, which shows what cannot be learnt from such.
         seeds: Repeats; of the miniature, base models.
         size: Length of training; tiny takes seconds, small suits the shipped pipelines, paper has the authors' numbers;
             by default what suits the model.
