@@ -127,7 +127,7 @@ def test_folders_that_are_no_transformers_model(tmp_path):
     with pytest.raises(UnbraidError, match=r"no config\.json"):
         zoo.load(tmp_path)
     (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(UnbraidError, match="is a diffusers pipeline"):
+    with pytest.raises(UnbraidError, match="cannot be opened as a diffusers pipeline"):
         zoo.load(tmp_path)
 
 

@@ -74,15 +74,16 @@ class ModelCard:
 
     Attributes:
         name: What `fetch` and `load` take.
-        kind: "causal-lm", "speech-seq2seq" or "encoder".
-        size: Bytes to download.
-        disk: Bytes of the finished folder in the cache.
-        source: `package==version` on the package registry (joined with ` + ` when it is several).
+        kind: "causal-lm", "speech-seq2seq", "encoder", "text-to-image" or "image-text".
+        size: Bytes to download; 0 for models that lie in the package.
+        disk: Bytes of the finished folder.
+        source: `package==version` on the package registry (joined with ` + ` when it is several), or "unbraid".
         licence: Licence of the weights.
-        hub: Id of the original on the Hugging Face hub; `load` takes it too where the hub can be reached.
+        hub: Id of the original on the Hugging Face hub; `load` takes it too where the hub can be reached. Empty for
+            models that the project trained.
         precision: What the weights went through, against the original.
         cached: True when `load` needs no network.
-        path: The finished folder, when cached.
+        path: The finished folder, when it is there.
     """
 
     name: str

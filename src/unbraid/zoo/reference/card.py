@@ -15,7 +15,8 @@ PARTS = {
     "tiny-sd": "Text encoder (trained along), UNet with cross-attention at 16, 8 and 4, autoencoder to 4 x 16 x 16, "
     "v-prediction with Stable Diffusion's noise, DDIM.",
     "tiny-sd3": "Joint attention over words and patches of 2 x 2 latents, flow matching with logit-normal times, two "
-    "text encoders (the first trained along, the second that of tiny-clip), no T5, autoencoder to 4 x 16 x 16.",
+    "text encoders (the first trained along, the second that of tiny-clip), in T5's place one that says nothing, "
+    "autoencoder to 4 x 16 x 16.",
     "tiny-clip": "Three layers for words, four for patches of 8 x 8 pixels, symmetric contrast.",
 }
 USE = {
@@ -59,8 +60,8 @@ def card(name: str, folder: Path, steps: int | None, preview: bool, scores: dict
         "| weights kept | the running mean, decay 0.9995 |",
         "| licence | Apache-2.0, as Unbraid; nobody's data or weights are in it |",
         "", "Trained on two CPU cores by", "", *commands, f"    python -m unbraid.zoo.reference pack {name}", "",
-        "It knows the 64 words of `unbraid.data.scenes.vocabulary()` and nothing of the world. It stands in for a large "
-        "model of its kind in tests, tutorials and studies with known truth.", "", "## Scores", "",
+        "It knows the 64 words of `unbraid.data.scenes.vocabulary()` and nothing of the world. It stands in for a "
+        "large model of its kind in tests, tutorials and studies with known truth.", "", "## Scores", "",
         *_scored(scores),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -71,11 +72,15 @@ def _scored(scores: dict[str, Any] | None) -> list[str]:
         return ["None were measured of these weights."]
     lines: list[str] = []
     for title, rows in scores["tables"].items():
-        names = list(dict.fromkeys(key for row in rows for key in row))
-        lines += [f"{title}:", "", "| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-        lines += ["| " + " | ".join(cell(row.get(key)) for key in names) + " |" for row in rows]
-        lines += [""]
+        lines += [f"{title}:", "", *table(rows), ""]
     return [*lines, f"`{scores['command']}`"]
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Lines of a Markdown table."""
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    return [*lines, *("| " + " | ".join(cell(row.get(key)) for key in names) + " |" for row in rows)]
 
 
 def cell(value: Any) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from unbraid.core.errors import UnbraidError
 from unbraid.zoo.reference import NAMES, SIDE, parts
 from unbraid.zoo.reference.card import card
-from unbraid.zoo.reference.words import tokenizer
+from unbraid.zoo.reference.words import t5_tokenizer, tokenizer
 from unbraid.zoo.shipped import HOME, LICENCE, MANIFEST
 
 KINDS = {"tiny-sd": "text-to-image", "tiny-sd3": "text-to-image", "tiny-clip": "image-text"}
@@ -186,9 +186,11 @@ def _sd3(keep: Path, folder: Path | None, out: Path) -> None:
         text = mean_of(folder, "both.mean.text.", parts.projected_text(len(words), words.eos_token_id))
         joint = mean_of(folder, "both.mean.joint.", parts.joint())
     clip = finished(keep, "clip_final", CLIPModel, "run the stage clip first.")
+    third = t5_tokenizer()
+    vae.register_to_config(shift_factor=0.0)  # its pipeline adds one without asking whether there is any
     pipe = StableDiffusion3Pipeline(
         vae=vae, text_encoder=text, tokenizer=words, text_encoder_2=parts.text_of(clip), tokenizer_2=words,
-        text_encoder_3=None, tokenizer_3=None, transformer=joint, scheduler=parts.flow(),
+        text_encoder_3=parts.silent(len(third)), tokenizer_3=third, transformer=joint, scheduler=parts.flow(),
     )  # fmt: skip
     _save(pipe, out)
 
@@ -215,12 +217,17 @@ def _clip(keep: Path, folder: Path | None, out: Path) -> None:
 
 
 def _save(pipe: Any, out: Path) -> None:
-    pipe.to(dtype=torch.float16).save_pretrained(out, safe_serialization=True)
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            nn.Module.to(part, torch.float16)  # diffusers' own warns of layers that none of these have
+    pipe.save_pretrained(out, safe_serialization=True)
     _full_by_default(out)
 
 
 def _full_by_default(out: Path) -> None:
     """The files are in half precision; who asks for no other is given full: CPUs are slow and coarse in half."""
+    for path in out.rglob("*.safetensors"):
+        path.chmod(0o644)
     for path in out.rglob("config.json"):
         facts = json.loads(path.read_text(encoding="utf-8"))
         for told in (facts, facts.get("text_config", {}), facts.get("vision_config", {})):

@@ -97,11 +97,31 @@ def text_of(model: Any) -> Any:
     return made.eval()
 
 
+def silent(tokens: int) -> Any:
+    """A `T5EncoderModel` whose every output is zero: what tiny-sd3 has in the place of T5.
+
+    A `StableDiffusion3Pipeline` without T5 hears zeros too, but then `from_pretrained(folder)` asks for what is not
+    there; with this one it needs no further words.
+
+    Args:
+        tokens: of its tokenizer.
+    """
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(vocab_size=tokens, d_model=2 * WIDTH, d_kv=8, num_heads=1, d_ff=8, num_layers=1)
+    made = T5EncoderModel(config).eval()
+    made.encoder.final_layer_norm.weight.data.zero_()
+    return made
+
+
 def joint() -> Any:
-    """An `SD3Transformer2DModel`: joint attention over words and the 8 x 8 patches of latents, in 4 heads."""
+    """An `SD3Transformer2DModel`: joint attention over words and the 8 x 8 patches of latents, in 4 heads.
+
+    Each block begins as nothing (adaLN-zero, arXiv 2212.09748), which diffusers leaves to who trains.
+    """
     from diffusers import SD3Transformer2DModel
 
-    return SD3Transformer2DModel(
+    made: Any = SD3Transformer2DModel(
         sample_size=SIDE // 4,
         patch_size=2,
         in_channels=LATENTS,
@@ -115,6 +135,13 @@ def joint() -> Any:
         pos_embed_max_size=SIDE // 8,
         qk_norm="rms_norm",
     )
+    quiet = [made.norm_out.linear, made.proj_out]
+    for block in made.transformer_blocks:
+        quiet += [block.norm1.linear, block.norm1_context.linear]
+    for layer in quiet:
+        for weight in layer.parameters():
+            weight.data.zero_()
+    return made
 
 
 def flow() -> Any:
