@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from unbraid.core.errors import UnbraidError
 from unbraid.diffusion.parts import Parts
+from unbraid.diffusion.quiet import quiet
 
 NAME = "unbraid"
 _OWN = ("to_q", "to_k", "to_v", "to_out.0")
@@ -149,7 +150,7 @@ def loaded_lora(pipe: Any, folder: str | Path, weight: float = 1.0, name: str = 
     active = parts.denoiser.active_adapters() if own else []
     asked = {p: p.requires_grad for p in parts.denoiser.parameters()}
     try:
-        with _hushed():  # of adapters without weights for the text encoder, diffusers says that this may be a mistake
+        with quiet():  # of adapters without weights for the text encoder, diffusers says that this may be a mistake
             pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name, local_files_only=True)
     except (RuntimeError, ValueError, KeyError) as error:
         said = re.sub(r"\s+", " ", str(error))[:200]
@@ -165,19 +166,6 @@ def loaded_lora(pipe: Any, folder: str | Path, weight: float = 1.0, name: str = 
             pipe.unload_lora_weights()
         for one, before in asked.items():
             one.requires_grad_(before)
-
-
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """Without diffusers' warnings."""
-    from diffusers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from unbraid import zoo
 from unbraid.core.errors import UnbraidError
+from unbraid.diffusion.quiet import quiet
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
 
@@ -54,24 +55,13 @@ class ImageText(nn.Module):
         """
         if isinstance(name, ImageText):
             return name
-        from transformers import AutoConfig, CLIPModel, CLIPTokenizer, CLIPVisionModelWithProjection
-
         known = str(name) in {card.name for card in zoo.models()}
         source = str(zoo.fetch(str(name))) if known else str(name)
         local: Any = {"local_files_only": True} if known or Path(source).is_dir() else {}
         try:
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False, **local)
-            if config.model_type == "clip":
-                model: Any = CLIPModel.from_pretrained(source, use_safetensors=True, **local)
-                words = CLIPTokenizer.from_pretrained(source, **local)
-            elif config.model_type == "clip_vision_model":
-                model = CLIPVisionModelWithProjection.from_pretrained(source, use_safetensors=True, **local)
-                words = None
-            else:
-                raise UnbraidError(
-                    f"{name!s} is a {config.model_type}, not a CLIP model; give one, such as 'tiny-clip'."
-                )
-            mean, std = pixels_of(source, local)
+            with quiet():
+                model, words = _opened(source, local)
+                mean, std = pixels_of(source, local)
         except (OSError, ValueError) as error:
             said = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
             raise UnbraidError(f"{name!s} cannot be opened as a CLIP model: {said[:240]}") from error
@@ -121,6 +111,19 @@ class ImageText(nn.Module):
         a = torch.cat([self.images(part) for part in x.split(batch)])
         b = torch.cat([self.texts(prompts[i : i + batch]) for i in range(0, len(prompts), batch)])
         return np.asarray(functional.cosine_similarity(a, b), np.float64)
+
+
+def _opened(source: str, local: Any) -> tuple[Any, Any]:
+    """Model and tokenizer (None for one of images only)."""
+    from transformers import AutoConfig, CLIPModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False, **local)
+    if config.model_type == "clip":
+        model = CLIPModel.from_pretrained(source, use_safetensors=True, **local)
+        return model, CLIPTokenizer.from_pretrained(source, **local)
+    if config.model_type == "clip_vision_model":
+        return CLIPVisionModelWithProjection.from_pretrained(source, use_safetensors=True, **local), None
+    raise UnbraidError(f"{source} is a {config.model_type}, not a CLIP model; give one, such as 'tiny-clip'.")
 
 
 def pixels_of(source: str, local: Any) -> tuple[Sequence[float], Sequence[float]]:

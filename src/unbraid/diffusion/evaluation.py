@@ -17,6 +17,7 @@ from unbraid.core.figures import Figure, Image
 from unbraid.core.result import Result
 from unbraid.diffusion.clip import ImageText, pixels_of
 from unbraid.diffusion.grids import grid
+from unbraid.diffusion.quiet import quiet
 
 SHOWN = 8  # pictures of a prompt in a grid
 
@@ -52,8 +53,9 @@ class Look(nn.Module):
 
         local = {"local_files_only": True} if Path(name).is_dir() else {}
         try:
-            model = AutoModel.from_pretrained(str(name), use_safetensors=True, trust_remote_code=False, **local)
-            mean, std = pixels_of(str(name), local)
+            with quiet():
+                model = AutoModel.from_pretrained(str(name), use_safetensors=True, trust_remote_code=False, **local)
+                mean, std = pixels_of(str(name), local)
         except (OSError, ValueError) as error:
             said = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
             raise UnbraidError(f"{name!s} cannot be opened as a vision model: {said[:240]}") from error

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from unbraid import zoo
 from unbraid.core.errors import UnbraidError
 from unbraid.diffusion.parts import SUPPORTED, Parts
+from unbraid.diffusion.quiet import quiet
 
 INDEX = "model_index.json"
 
@@ -33,10 +32,12 @@ def open_pipeline(
     if not isinstance(model, str | Path):
         Parts.of(model)
         return model
-    import diffusers
     import torch
-    from diffusers import DiffusionPipeline
     from packaging.version import Version
+
+    with quiet():  # transformers complains about torchvision when diffusers is first imported
+        import diffusers
+        from diffusers import DiffusionPipeline
 
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(str(dtype))
     if kind is None:
@@ -47,7 +48,7 @@ def open_pipeline(
     word = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
     options[word] = kind
     try:
-        with _quiet(progress):
+        with quiet(progress):
             pipe = DiffusionPipeline.from_pretrained(
                 str(source), use_safetensors=True, trust_remote_code=False, **options
             )
@@ -78,19 +79,3 @@ def _source(model: str) -> str | Path:
     if not model.strip() or folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise UnbraidError(f"{model!r} is not a folder; give one with a pipeline, a name of the zoo, or a hub id.")
     return model
-
-
-@contextmanager
-def _quiet(progress: bool) -> Iterator[None]:
-    """Without the bars of diffusers and transformers; their settings are put back."""
-    from diffusers.utils import logging as theirs
-    from transformers.utils import logging as texts
-
-    found = [one for one in (theirs, texts) if not progress and one.is_progress_bar_enabled()]
-    for one in found:
-        one.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for one in found:
-            one.enable_progress_bar()
