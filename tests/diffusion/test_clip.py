@@ -57,6 +57,8 @@ def test_a_model_of_images_only(folder, tmp_path):
 def test_what_is_refused(folder, tmp_path):
     with pytest.raises(UnbraidError, match="cannot be opened as a CLIP"):
         ImageText.open(tmp_path)
+    with pytest.raises(UnbraidError, match="is not a folder"):
+        ImageText.open("./nowhere/at/all")
     tokens = tokenizer()
     parts.text_encoder(len(tokens), tokens.eos_token_id).save_pretrained(tmp_path)
     with pytest.raises(UnbraidError, match="not a CLIP model"):

@@ -57,6 +57,9 @@ class ImageText(nn.Module):
             return name
         known = str(name) in {card.name for card in zoo.models()}
         source = str(zoo.fetch(str(name))) if known else str(name)
+        looks_like_path = source.startswith((".", "~", "/")) or source.count("/") > 1 or not source.strip()
+        if looks_like_path and not Path(source).is_dir():
+            raise UnbraidError(f"{name!s} is not a folder; give one with a CLIP model, a hub id or 'tiny-clip'.")
         local: Any = {"local_files_only": True} if known or Path(source).is_dir() else {}
         try:
             with quiet():

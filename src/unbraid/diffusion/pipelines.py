@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,10 @@ def _source(model: str) -> str | Path:
         if not (folder / INDEX).is_file():
             raise UnbraidError(f"{model} has no {INDEX}, so it is no folder of a pipeline; give one of {SUPPORTED}.")
         return folder
+    names = [card.name for card in zoo.models() if card.kind == "text-to-image"]
+    close = difflib.get_close_matches(model.lower(), names, n=1, cutoff=0.6)
+    if close and "/" not in model:
+        raise UnbraidError(f"the zoo has no pipeline {model!r}; did you mean {close[0]!r}?")
     if not model.strip() or folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise UnbraidError(f"{model!r} is not a folder; give one with a pipeline, a name of the zoo, or a hub id.")
     return model
