@@ -26,6 +26,7 @@ from unbraid.zoo.reference.sampling import opened, pictures, rebuilt
 GUIDANCES, STEPS, USUAL = (2.0, 3.5, 5.0, 7.5), (10, 25, 50), 25
 FIRST_CHOICE = 100  # seeds from here choose
 SHEET = 16  # pictures that are timed
+CHOICE = "Choice of guidance and steps, on other seeds"
 WHATS = {  # what is asked of which list of captions
     "single": ("shape", "colour", "shape and colour", "background", "count"),
     "two": ("both things", "relation", "background", "count", "all"),
@@ -116,8 +117,17 @@ def chosen(pipe: Any, plan: Plan, progress: bool | None = None) -> tuple[float, 
         for steps in plan.steps:
             if steps != usual:
                 tried(best, steps)
-    top = max((row for row in rows), key=lambda row: (row["all"], -row["steps"]))
-    return top["guidance"], top["steps"], rows
+    return *best_of(rows), rows
+
+
+def best_of(rows: Sequence[dict[str, Any]]) -> tuple[float, int]:
+    """Guidance and steps of the row with most captions right altogether; of equal ones that with fewer steps.
+
+    Args:
+        rows: as `chosen` makes them.
+    """
+    top = max(rows, key=lambda row: (row["all"], -row["steps"]))
+    return top["guidance"], top["steps"]
 
 
 def score_pipeline(folder: Path, plan: Plan, progress: bool | None = None) -> dict[str, list[dict[str, Any]]]:
@@ -146,7 +156,7 @@ def score_pipeline(folder: Path, plan: Plan, progress: bool | None = None) -> di
     settings = f"guidance {guidance:g}, {steps} steps, {plan.seeds} seeds a caption"
     return {
         f"What the oracle reads ({settings}; low and high: 95 % interval)": rows,
-        "Choice of guidance and steps, on other seeds": choice,
+        CHOICE: choice,
         "The autoencoder alone": autoencoder(pipe.vae, plan.ceiling),
         f"Time of {SHEET} pictures": [timed(pipe, steps, guidance)],
     }
