@@ -12,7 +12,7 @@ from unbraid.core.errors import UnbraidError
 LINE, LETTER, MARGIN = 13, 6, 4  # pixels of the labels' lines, letters and margins
 
 
-def grid(images: np.ndarray, rows: Sequence[str] = (), columns: Sequence[str] = (), side: int = 96) -> np.ndarray:
+def grid(images: np.ndarray, rows: Sequence[str] = (), columns: Sequence[str] = (), side: int = 128) -> np.ndarray:
     """Pixels [height, width, 3] of a sheet.
 
     Args:
