@@ -1,6 +1,6 @@
 """The reference pipelines: what the oracle reads in their samples, times, retrieval, and the pictures of the page.
 
-    python -m benchmarks.reference_pipelines                    # scores all that ship, draws the sheets: hours
+    python -m benchmarks.reference_pipelines                    # scores all that ship, draws the sheets: an hour
     python -m benchmarks.reference_pipelines --only tiny-clip   # one of them
     python -m benchmarks.reference_pipelines --sheets           # only the pictures, docs/img/tiny-*.png
     python -m benchmarks.reference_pipelines --models runs/reference/preview --out /tmp/try.json --size small
