@@ -89,6 +89,15 @@ studies: $(VENV)/.dev
 		--keep runs/studies/xfactors --out results/xfactors/worlds-$$(date +%Y%m%d-%H%M%S)
 	@$(BIN)/unbraid run eeg_scan --seeds 5 --keep runs/studies/eeg_scan \
 		--out results/eeg_scan/simulated-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run headhunter --seeds 5 --keep runs/studies/headhunter \
+		--out results/headhunter/stripes-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run headhunter --model tiny-sd --objectives style:sketch,style:outlined,clarity --seeds 3 --weight 1 \
+		--halving 3 --keep runs/studies/headhunter-sd --out results/headhunter/tiny-sd-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run disenbooth --seeds 5 --keep runs/studies/disenbooth \
+		--out results/disenbooth/vectors-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run disenbooth --model tiny-sd --seeds 3 --steps 1500 --guidance 5 --keep runs/studies/disenbooth-sd \
+		--methods "DisenBooth,weak 0,weak 0.1,contrast 0,no mask,DreamBooth-LoRA,Textual Inversion" \
+		--out results/disenbooth/tiny-sd-$$(date +%Y%m%d-%H%M%S)
 
 # the versions of a fresh environment; every extra is resolved, those that tests do not need are not installed
 constraints:

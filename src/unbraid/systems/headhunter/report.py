@@ -155,16 +155,27 @@ def versus(name: str, found: Sequence[Found], method: str, other: str, what: str
     """One method against another on the objective, paired by repeat."""
     pairs = paired(found, lambda one: gain(one, method, other))
     middle, ends = over(list(pairs.values()))
-    raw = "; ".join(
-        f"{n}: {method} {np.mean([o.methods[method][n] for o in found if o.objective == n]):.3f}, "
-        f"{other} {np.mean([o.methods[other][n] for o in found if o.objective == n]):.3f}"
-        for n in dict.fromkeys(o.objective for o in found)
-    )
+    raw = "; ".join(difference([o for o in found if o.objective == n], method, other) for n in objectives(found))
     return make(
         name, middle, f"{other}: 0", None if ends is None else ends[0] > 0,
         f"{what}. {raw}. Measured: their difference in standard deviations of unguided pictures, paired by seed; holds "
         "if the interval lies above 0.", interval=ends, n=len(pairs),
     )  # fmt: skip
+
+
+def objectives(found: Sequence[Found]) -> list[str]:
+    """Objectives of some searches."""
+    return list(dict.fromkeys(one.objective for one in found))
+
+
+def difference(found: Sequence[Found], method: str, other: str) -> str:
+    """Means of both methods on one objective, and the interval of their difference."""
+    name = found[0].objective
+    both = [(one.methods[method][name], one.methods[other][name]) for one in found]
+    _, ends = over([mine - its for mine, its in both])
+    mine, its = (float(np.mean(x)) for x in zip(*both, strict=True))
+    sure = "" if ends is None else f", difference {ends[0]:+.3f} to {ends[1]:+.3f}"
+    return f"{name}: {method} {mine:.3f}, {other} {its:.3f}{sure}"
 
 
 def iterate(found: Sequence[Found]) -> Claim:
@@ -197,9 +208,20 @@ def smooth(found: Sequence[Found], plan: Plan) -> Claim:
     return make(
         "smooth", middle, "no relation: 0", None if ends is None else ends[0] > 0.8,
         f"Spearman's rho of objective and u in {', '.join(f'{u:g}' for u in plan.sweep)}; holds if the interval lies "
-        f"above .8. The largest step between neighbours is {np.mean(list(leaps.values())):.2f} of the way.",
+        f"above .8. The largest step between neighbours is {np.mean(list(leaps.values())):.2f} of the way; the most is "
+        "reached at " + ", ".join(f"u = {u:g} ({n})" for n, u in peaks(found)) + ".",
         interval=ends, n=len(ranks),
     )  # fmt: skip
+
+
+def peaks(found: Sequence[Found]) -> list[tuple[str, float]]:
+    """The strength with the highest mean, for each objective."""
+    out = []
+    for name in objectives(found):
+        some = [one for one in found if one.objective == name]
+        means = np.mean([[row[name] for row in one.sweep] for one in some], 0)
+        out.append((name, float(some[0].sweep[int(means.argmax())]["u"])))
+    return out
 
 
 def relief(found: Sequence[Found], kept: str) -> Claim:
