@@ -88,7 +88,7 @@ def test_what_is_refused(tmp_path):
         open_pipeline(other)
     for name, said in (
         (str(tmp_path), "model_index.json"), ("smollm2/a/b", "not a folder"), ("", "not a folder"),
-        ("tiny-sdd", "not a folder"),
+        ("tiny-sdd", "did you mean .tiny-sd"),
     ):  # fmt: skip
         with pytest.raises(UnbraidError, match=said):
             open_pipeline(name)

@@ -229,7 +229,7 @@ def test_the_study_runs_on_a_pipeline(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"model": "tiny-sdd"}, "not a folder"),
+        ({"model": "tiny-sdd"}, "did you mean .tiny-sd"),
         ({"model": "x/y", "objectives": ["styl:sketch"]}, "Did you mean 'style'"),
         ({"model": "x/y", "objectives": ["style:scetch"]}, "Did you mean 'sketch'"),
         ({"model": "x/y", "prompts": ["a moon", " "]}, "prompt 1 is ' '"),
