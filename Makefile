@@ -95,9 +95,12 @@ studies: $(VENV)/.dev
 		--halving 3 --keep runs/studies/headhunter-sd --out results/headhunter/tiny-sd-$$(date +%Y%m%d-%H%M%S)
 	@$(BIN)/unbraid run disenbooth --seeds 5 --keep runs/studies/disenbooth \
 		--out results/disenbooth/vectors-$$(date +%Y%m%d-%H%M%S)
-	@$(BIN)/unbraid run disenbooth --model tiny-sd --seeds 3 --steps 1500 --guidance 5 --keep runs/studies/disenbooth-sd \
+	@$(BIN)/unbraid run disenbooth --model tiny-sd --subjects 3 --seeds 1 --steps 900 --looks 6 --rank 32 --batch 4 \
+		--guidance 3.5 --modules to_q,to_k,to_v,to_out.0,net.0.proj,net.2 --keep runs/studies/disenbooth-sd \
 		--methods "DisenBooth,weak 0,weak 0.1,contrast 0,no mask,DreamBooth-LoRA,Textual Inversion" \
 		--out results/disenbooth/tiny-sd-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run deberta --parts exact,worlds,decoder,pretraining --seeds 5 --keep runs/studies/deberta \
+		--out results/deberta/small-$$(date +%Y%m%d-%H%M%S)
 
 # the versions of a fresh environment; every extra is resolved, those that tests do not need are not installed
 constraints:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unbraid.core.errors import UnbraidError
-from unbraid.data.text import docstrings, english, stream, windows
+from unbraid.data.text import corpus, docstrings, english, stream, windows
 
 
 class Characters:
@@ -40,6 +40,16 @@ def test_windows_are_those_of_the_seed():
     assert a.shape == (4, 50)
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+def test_a_corpus_is_cut_before_its_words_are_learnt():
+    found = corpus(320, ("<s>", "[MASK]"))
+    text = found.tokenizer.decode(found.valid.tolist())
+    assert len(text.encode()) == found.valid_bytes
+    assert 8 < found.train_bytes / found.valid_bytes < 10
+    assert text[:2000] not in found.tokenizer.decode(found.train.tolist())
+    assert found.train.max() < 320
+    assert found.train.min() >= 2, "special tokens stand for no text"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from unbraid.diffusion.clip import ImageText
 from unbraid.diffusion.photos import Album
 from unbraid.systems.disenbooth import DisenBooth, ImageBranch, disen_embeds
 from unbraid.systems.disenbooth.branch import terms
+from unbraid.systems.disenbooth.measuring import Case, Plan, learn
 from unbraid.systems.disenbooth.miniature import Settings, make_world, measure
 from unbraid.systems.disenbooth.report import matched
 from unbraid.systems.disenbooth.stopping import Watch, between
@@ -213,6 +214,30 @@ def test_the_study_of_vectors(tmp_path):
     verdicts = {claim.name: claim.holds for claim in first.claims}
     assert verdicts["irrelevant"] is None
     assert all(verdicts[name] is not None for name in ("background", "weak", "contrast", "mask", "one background"))
+
+
+@pytest.mark.parametrize("method", ["DisenBooth", LORA])
+def test_an_interrupted_training_keeps_its_looks(method, eye, album, tmp_path, monkeypatch):
+    from unbraid.systems.disenbooth import measuring
+
+    pipe, case = small("sd"), Case(album, "circle", ["a {} in the snow"])
+    plan = Plan(steps=9, looks=3, draws=1, sampler=1)
+    whole = learn(pipe, eye, case, method, plan, 0, tmp_path / "a")
+    paint_ = measuring.paint
+
+    def cut(pipe, prompts, *args, **options):
+        if (tmp_path / "b" / "step-00000008").exists():
+            raise RuntimeError("cut")
+        return paint_(pipe, prompts, *args, **options)
+
+    monkeypatch.setattr(measuring, "paint", cut)
+    with pytest.raises(RuntimeError, match="cut"):
+        learn(pipe, eye, case, method, plan, 0, tmp_path / "b")
+    monkeypatch.setattr(measuring, "paint", paint_)
+    for folder in ("b", "a"):  # "a" had ended: nothing is trained, and all is found
+        again = learn(pipe, eye, case, method, plan, 0, tmp_path / folder)
+        assert again.rows == whole.rows
+        np.testing.assert_array_equal(again.pictures["scenes"], whole.pictures["scenes"])
 
 
 def test_the_study_of_photos_writes_what_others_read(tmp_path, eye):

@@ -43,6 +43,16 @@ def checkpoint(keep, stage):
     return keep / stage
 
 
+def test_a_word_has_the_same_number_in_every_process():
+    """Weights that go on learning in another process must hear the same words by the same names."""
+    words = tokenizer()
+    known = {"an": 551, "as": 553, "at": 554, "heart": 668}
+    assert {word: words(word).input_ids[1] for word in known} == known
+    few = tokenizer(["ab", "abc", "bc", "cab"])
+    merges = json.loads(few.backend_tokenizer.to_str())["model"]["merges"]
+    assert [" ".join(pair) for pair in merges] == ["a b</w>", "b c</w>", "a bc</w>", "c ab</w>"]
+
+
 def test_the_mean_of_a_checkpoint_becomes_a_stable_diffusion_pipeline(tmp_path):
     source = checkpoint(trained(tmp_path), "sd")
     out = packing.pack("tiny-sd", tmp_path, source)

@@ -99,18 +99,20 @@ def dreambooth(
             if others is None:
                 return latents, masks, said
             old = torch.randint(len(others.album), (batch,), generator=generator).tolist()
-            return torch.cat([latents, others.draw(old, generator)[1]]), masks, said + [prior_prompt] * batch
+            # apart from one another: several processes each get their share of both
+            return latents, masks, said, others.draw(old, generator)[1], [prior_prompt] * batch
 
         def loss(tuner: Any, given: Any) -> tuple[Tensor, dict[str, Any]]:
-            latents, masks, said = given
-            noised = tuner.step.draw(latents)
-            (made,) = tuner.step.predict(noised, [tuner.told(said)])
+            latents, masks, said, *old = given
+            count = len(latents)
+            noised = tuner.step.draw(torch.cat([latents, old[0]]) if old else latents)
+            (made,) = tuner.step.predict(noised, [tuner.told(said + old[1] if old else said)])
             whole = tuner.step.error(made, noised)
-            subject, kept = whole[:batch], whole[batch:]
+            subject, kept = whole[:count], whole[count:]
             if masked:
-                area = torch.cat([masks, torch.ones_like(masks)])[: len(latents)]
-                subject = tuner.step.error(made, noised, area)[:batch]
-            if not len(kept):
+                area = torch.cat([masks, torch.ones_like(masks)]) if old else masks
+                subject = tuner.step.error(made, noised, area)[:count]
+            if not old:
                 return subject.mean(), {}
             return subject.mean() + prior_weight * kept.mean(), {"subject": subject.mean(), "prior": kept.mean()}
 

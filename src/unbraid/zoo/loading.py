@@ -68,7 +68,7 @@ def load(
     """
     wanted = _dtype(dtype)
     if device is not None:
-        _check_device(device)
+        check_device(device)
     asked = str(name)
     if asked in table() or asked in shipped():
         if asked in table() and table()[asked].kind == "recording":
@@ -202,7 +202,12 @@ def _dtype(dtype: Any) -> Any:
     return found
 
 
-def _check_device(device: Any) -> None:
+def check_device(device: Any) -> None:
+    """Refuses a device that torch cannot use here, with its reason in a sentence.
+
+    Raises:
+        UnbraidError: it is unknown, or not there.
+    """
     import torch
 
     try:

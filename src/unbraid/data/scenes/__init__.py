@@ -14,7 +14,7 @@ from unbraid.data.scenes.finding import Located, identity, locate
 from unbraid.data.scenes.grammar import caption, captions, vocabulary, words_of
 from unbraid.data.scenes.judging import agreement, score
 from unbraid.data.scenes.paint import masks, render
-from unbraid.data.scenes.pairing import CHANGES, LISTS, SHARES, Pair, pairs, prompts, twins
+from unbraid.data.scenes.pairing import CHANGES, LISTS, SHARES, Pair, listed, pairs, prompts, twins
 from unbraid.data.scenes.reading import Reading, read
 from unbraid.data.scenes.sampling import BACKGROUNDS, SPLITS, Choice, is_held_out, sample
 from unbraid.data.scenes.scene import (
@@ -65,6 +65,7 @@ __all__ = [
     "degrade",
     "identity",
     "is_held_out",
+    "listed",
     "locate",
     "masks",
     "pairs",

@@ -237,7 +237,7 @@ def prompts(kind: str = "single", n: int | None = None, seed: int = 0) -> list[s
         UnbraidError: there is no such list.
     """
     among(kind, "kind of prompts", LISTS)
-    made = list(dict.fromkeys(caption(scene) for scene in _listed(kind, int(seed))))
+    made = list(dict.fromkeys(caption(scene) for scene in listed(kind, int(seed))))
     if n is None or n >= len(made):
         return made
     if n < 1:
@@ -245,7 +245,8 @@ def prompts(kind: str = "single", n: int | None = None, seed: int = 0) -> list[s
     return [made[k] for k in np.linspace(0, len(made) - 1, n).round().astype(int)]
 
 
-def _listed(kind: str, seed: int) -> list[Scene]:
+def listed(kind: str, seed: int) -> list[Scene]:
+    """The scenes that `prompts(kind, seed=seed)` describes, some with the same caption."""
     simple = Choice(textures=("plain",), styles=("flat",), sizes=("medium",), ground_textures=("plain",), fades=False)
     if kind == "two":
         layouts = ("left of", "right of", "above", "below")

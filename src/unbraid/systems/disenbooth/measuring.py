@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from unbraid.core.pieces import Pieces
 from unbraid.diffusion.adapters import lora_weights, save_lora
 from unbraid.diffusion.clip import ImageText
 from unbraid.diffusion.painting import paint
@@ -97,7 +99,7 @@ class Plan:
     stop: bool = False
     gradient_checkpointing: bool = False
     precision: str = "no"
-    which: str = "attention"
+    which: str | tuple[str, ...] = "attention"
 
     @property
     def at(self) -> list[int]:
@@ -128,13 +130,15 @@ class Learnt:
 
 
 class Judge:
-    """A callback that paints and judges on the way."""
+    """A callback that paints and judges on the way; with a folder, looks of an interrupted training are not lost."""
 
-    def __init__(self, pipe: Any, case: Case, encoder: ImageText, plan: Plan, word: str | None, seed: int) -> None:
+    def __init__(
+        self, pipe: Any, case: Case, encoder: ImageText, plan: Plan, word: str | None, seed: int, keep: Path | None
+    ) -> None:
         self.pipe, self.case, self.encoder, self.plan, self.word, self.seed = pipe, case, encoder, plan, word, seed
+        self.notes = Pieces(keep)
         self.rows: list[Row] = []
         self.pictures: dict[str, np.ndarray] = {}
-        self.last = 0
 
     def __call__(self, step: int, tuner: Tuner, numbers: Any) -> None:
         """Judges at the plan's steps."""
@@ -149,7 +153,6 @@ class Judge:
 
     def look(self, step: int, branch: Any) -> None:
         """Pictures in new scenes and, with an image branch, of its other two modes."""
-        self.last = step
         prompts = [one for one in self.case.prompts(self.word) for _ in range(self.plan.draws)]
         seeds = [self.seed + i % self.plan.draws for i in range(len(prompts))]
         made = paint(self.pipe, prompts, seeds, **self.options())
@@ -157,6 +160,18 @@ class Judge:
         row = {"step": step, **in_scenes(made, self.case, self.plan.draws, self.encoder)}
         row |= self.empty() if branch is None else self.modes(branch)
         self.rows.append(row)
+        self.notes.save_arrays("look", step, self.pictures)
+        self.notes.save("look", step, row)
+
+    def finish(self, step: int, branch: Any) -> None:
+        """With looks from before an interruption, and one at the last step if there was none."""
+        seen = {row["step"] for row in self.rows}
+        early = [self.notes.load("look", at) for at in self.plan.at if at <= step and at not in seen]
+        self.rows = sorted([*(row for row in early if row), *self.rows], key=lambda row: row["step"])
+        if not self.rows or self.rows[-1]["step"] != step:
+            self.look(step, branch)
+        elif not self.pictures:
+            self.pictures = self.notes.load_arrays("look", step) or {}
 
     def modes(self, branch: Any) -> Row:
         """(0, 1): each photo without its subject; (1, 1): the class's plain prompt in each photo's setting."""
@@ -232,7 +247,7 @@ def learn(
         progress: show bars.
     """
     word = "<subject>" if method == WORDS else None
-    judge = Judge(pipe, case, encoder, plan, word, seed)
+    judge = Judge(pipe, case, encoder, plan, word, seed, None if keep is None else Path(keep))
     common: dict[str, Any] = {
         "steps": plan.steps, "batch": plan.batch, "seed": seed, "keep": keep, "progress": progress,
         "callbacks": [judge], "gradient_checkpointing": plan.gradient_checkpointing, "precision": plan.precision,
@@ -240,11 +255,13 @@ def learn(
     found = Learnt()
     if method == WORDS:
         with textual_inversion(pipe, case.album, str(word), case.noun, lr=plan.word_lr, **common) as (words, history):
+            judge.finish(history.steps[-1], None)
             found.write = words.save
     elif method == LORA:
         prompt = f"a {case.token} {case.noun}"
         album = Album(case.album.images, case.album.size, case.album.names)  # one prompt for all, as the paper's
         with dreambooth(pipe, album, prompt, lr=plan.lr, rank=plan.rank, which=plan.which, **common) as (_, history):
+            judge.finish(history.steps[-1], None)
             weights = lora_weights(Parts.of(pipe))
             found.write = lambda folder: save_lora(Parts.of(pipe), weights, folder)
     else:
@@ -257,9 +274,8 @@ def learn(
         system.fit(pipe, case.album, case.noun, encoder, keep, progress, [judge], sampler)
         found.system, found.looks = system, system.looks_
         found.history = {"steps": system.history_["steps"], "losses": system.history_["losses"]}
-        if found.history["steps"][-1] != judge.last:  # it was stopped between two looks
-            with system.installed(pipe):
-                judge.look(found.history["steps"][-1], system.branch_)
+        with system.installed(pipe):
+            judge.finish(found.history["steps"][-1], system.branch_)
         found.write = lambda folder: [system.save_pretrained(folder), *system.export(pipe, folder)]
     if method in (LORA, WORDS):
         found.history = {"steps": list(history.steps), "losses": list(history.losses)}

@@ -13,6 +13,7 @@ from unbraid.core.figures import Bars, Figure, Image, Lines, Scatter
 from unbraid.core.result import Result
 from unbraid.core.series import Series
 from unbraid.diffusion.grids import grid
+from unbraid.metrics.intervals import over
 from unbraid.systems.disenbooth import CARD
 from unbraid.systems.disenbooth.stopping import ALIKE
 from unbraid.systems.disenbooth.study import LORA, METHODS, Findings
@@ -24,6 +25,7 @@ HALF = 0.5  # of DreamBooth-LoRA's share of pictures with the subject, the same
 SHOWN = 3  # subjects with pictures on the page
 SHEET = 8  # pictures in a row
 Row = dict[str, Any]
+Unit = tuple[Any, ...]
 
 
 def make_result(f: Findings, params: dict[str, Any], seconds: float) -> Result:
@@ -61,7 +63,7 @@ def last(rows: Sequence[Row]) -> list[Row]:
 
 
 def summary(rows: Sequence[Row], by: str) -> list[Row]:
-    """Means of the last look, with 95 % t-intervals over seeds of the first two measures."""
+    """Means of the last look over trainings."""
     out = []
     ends = last(rows)
     for name in dict.fromkeys(row[by] for row in ends):
@@ -74,22 +76,18 @@ def summary(rows: Sequence[Row], by: str) -> list[Row]:
     return [{key: row.get(key) for key in keys} for row in out]
 
 
-def over(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
-    """Mean and 95 % t-interval."""
-    x = np.asarray(values, float)
-    if len(x) < 2:
-        return float(x.mean()) if len(x) else float("nan"), None
-    half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
-    return float(x.mean()), (float(x.mean()) - half, float(x.mean()) + half)
+def unit(row: Row, by: str) -> Unit:
+    """What is independent of others: a base model of the world of vectors, a training on a pipeline."""
+    return (row["seed"],) if by == "setting" else (row["seed"], row["subject"])
 
 
-def by_seed(rows: Sequence[Row], by: str, name: str, measure: str) -> dict[int, float]:
-    """The last look's mean over subjects, per seed."""
-    found: dict[int, list[float]] = {}
+def by_unit(rows: Sequence[Row], by: str, name: str, measure: str) -> dict[Unit, float]:
+    """The last look's mean, per unit."""
+    found: dict[Unit, list[float]] = {}
     for row in last(rows):
         if row[by] == name and row.get(measure) is not None:
-            found.setdefault(row["seed"], []).append(row[measure])
-    return {seed: float(np.mean(values)) for seed, values in found.items()}
+            found.setdefault(unit(row, by), []).append(row[measure])
+    return {one: float(np.mean(values)) for one, values in found.items()}
 
 
 def make(name: str, measured: Any, comparator: Any, holds: bool | None, note: str, **more: Any) -> Claim:
@@ -120,10 +118,10 @@ def claims(f: Findings) -> list[Claim]:
     ]
 
 
-def wrong(rows: Sequence[Row], by: str, name: str) -> dict[int, float]:
+def wrong(rows: Sequence[Row], by: str, name: str) -> dict[Unit, float]:
     """How far backgrounds are from what was asked for: squared error of vectors, share of pictures."""
-    found = by_seed(rows, by, name, "background")
-    return found if by == "setting" else {seed: 1 - value for seed, value in found.items()}
+    found = by_unit(rows, by, name, "background")
+    return found if by == "setting" else {one: 1 - value for one, value in found.items()}
 
 
 def background(rows: Sequence[Row], by: str) -> Claim:
@@ -137,27 +135,27 @@ def background(rows: Sequence[Row], by: str) -> Claim:
     return make(
         "background", middle, said, None if interval is None else interval[1] <= 1 and middle <= RATIO,
         f"Ratio of background errors ({'squared error' if by == 'setting' else 'share of pictures'}) at the last step, "
-        f"paired by seed. Holds if it is {RATIO} or less and its interval does not reach beyond 1.",
+        f"paired by base model or training. Holds if it is {RATIO} or less and its interval does not reach beyond 1.",
         interval=interval, n=len(both),
     )  # fmt: skip
 
 
 def weak(rows: Sequence[Row], by: str) -> Claim:
     """Identity error against the weight of weak denoising."""
-    names = [one for one in ("weak 0", OURS, "weak 0.1", "weak 1") if by_seed(rows, by, one, "identity")]
+    names = [one for one in ("weak 0", OURS, "weak 0.1", "weak 1") if by_unit(rows, by, one, "identity")]
     if len(names) < 3:
         return untested("weak", f"needs {OURS} and the methods weak 0 and weak 0.1")
     sign = 1 if by == "setting" else -1  # an error of vectors, a score of pictures
-    curves = [by_seed(rows, by, one, "identity") for one in names]
-    seeds = [s for s in curves[0] if all(s in curve for curve in curves)]
-    slopes = [float(stats.spearmanr(range(len(names)), [sign * c[s] for c in curves]).statistic) for s in seeds]
-    drop, interval = over([sign * (curves[0][s] - curves[-1][s]) for s in seeds])
+    curves = [by_unit(rows, by, one, "identity") for one in names]
+    units = [one for one in curves[0] if all(one in curve for curve in curves)]
+    slopes = [float(stats.spearmanr(range(len(names)), [sign * c[one] for c in curves]).statistic) for one in units]
+    drop, interval = over([sign * (curves[0][one] - curves[-1][one]) for one in units])
     said = ", ".join(f"{n}: {np.mean(list(c.values())):.3f}" for n, c in zip(names, curves, strict=True))
     return make(
         "weak", drop, said, None if interval is None else interval[0] > 0 and float(np.mean(slopes)) < -0.8,
         f"Identity {'error' if sign == 1 else 'score'} with the least weak denoising less that with the most; rank "
         f"correlation with its weight {np.mean(slopes):.2f}. Holds if the interval lies above 0 and the correlation "
-        "below -0.8.", interval=interval, n=len(seeds),
+        "below -0.8.", interval=interval, n=len(units),
     )  # fmt: skip
 
 
@@ -175,27 +173,27 @@ def matched(rows: Sequence[Row], by: str) -> Claim:
             if high > low:
                 at = np.linspace(low, high, 9)
                 ours, theirs = (np.interp(at, [x for x, _ in c], [y for _, y in c]).mean() for c in curves)
-                found.append((seed, float(ours), float(theirs)))
-    seeds = sorted({seed for seed, _, _ in found})
+                found.append((unit({"seed": seed, "subject": subject}, by), float(ours), float(theirs)))
     if 2 * len(found) < len(trainings) or not found:
         return untested("matched", f"in {len(found)} of {len(trainings)} trainings both methods reach equal identities")
-    gaps = [float(np.mean([a - b for s, a, b in found if s == seed])) for seed in seeds]
+    units = list(dict.fromkeys(one for one, _, _ in found))
+    gaps = [float(np.mean([a - b for s, a, b in found if s == one])) for one in units]
     middle, interval = over(gaps)
     said = f"{LORA}: {np.mean([b for _, _, b in found]):.3f}, {OURS}: {np.mean([a for _, a, _ in found]):.3f}"
     return make(
         "matched", middle, said, None if interval is None else interval[1] < 0,
         f"{'Background error' if by == 'setting' else 'Share of pictures with a background of the photos'} of {OURS} "
         f"less that of {LORA}, averaged over identities both reach ({len(found)} trainings). Holds if the interval "
-        "lies below 0.", interval=interval, n=len(seeds),
+        "lies below 0.", interval=interval, n=len(units),
     )  # fmt: skip
 
 
 def irrelevant(rows: Sequence[Row]) -> Claim:
     """Weights (0, 1): the reference's background, and how often the subject is there."""
     name = "without: subject seen"
-    ours, theirs = by_seed(rows, "method", OURS, name), by_seed(rows, "method", LORA, name)
-    there = by_seed(rows, "method", OURS, "without: background")
-    told = by_seed(rows, "method", LORA, "without: background")
+    ours, theirs = by_unit(rows, "method", OURS, name), by_unit(rows, "method", LORA, name)
+    there = by_unit(rows, "method", OURS, "without: background")
+    told = by_unit(rows, "method", LORA, "without: background")
     if not ours or not theirs:
         return untested("irrelevant", f"needs subjects of the scenes world, {OURS} and {LORA}")
     interval = over([there[s] - told[s] for s in there if s in told])[1]
@@ -218,16 +216,16 @@ def _ends(interval: tuple[float, float] | None) -> str:
 def ablation(name: str, rows: Sequence[Row], by: str, without: str) -> Claim:
     """Background error and identity with one part left out."""
     ours, theirs = wrong(rows, by, OURS), wrong(rows, by, without)
-    seeds = [s for s in ours if s in theirs]
-    if not seeds:
+    units = [one for one in ours if one in theirs]
+    if not units:
         return untested(name, f"needs the methods {OURS} and {without}")
-    middle, interval = over([theirs[s] - ours[s] for s in seeds])
-    a, b = (np.mean(list(by_seed(rows, by, one, "identity").values())) for one in (OURS, without))
+    middle, interval = over([theirs[one] - ours[one] for one in units])
+    a, b = (np.mean(list(by_unit(rows, by, one, "identity").values())) for one in (OURS, without))
     return make(
         name, middle, f"{without}: {np.mean(list(theirs.values())):.3f}, {OURS}: {np.mean(list(ours.values())):.3f}",
         None if interval is None else interval[0] > 0,
         f"Background error without it less that with it. Identity {'error' if by == 'setting' else 'score'} {b:.3f} "
-        f"without, {a:.3f} with. Holds if the interval lies above 0.", interval=interval, n=len(seeds),
+        f"without, {a:.3f} with. Holds if the interval lies above 0.", interval=interval, n=len(units),
     )  # fmt: skip
 
 

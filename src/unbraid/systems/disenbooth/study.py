@@ -94,6 +94,7 @@ def run(
     lr: float | None = None,
     word_lr: float = 5e-3,
     rank: int = 4,
+    modules: Sequence[str] = ("attention",),
     looks: int = 4,
     draws: int = 2,
     pixels: int | None = None,
@@ -139,6 +140,7 @@ def run(
         lr: Learning rate; by default 1e-4 as the authors have it, 1e-3 for small models.
         word_lr: Learning rate of Textual Inversion.
         rank: Of the adapters.
+        modules: Which have adapters: attention (the paper's), cross_kv, cross_qkv, or names, such as to_q,to_v,net.2.
         looks: How often on the way pictures are judged.
         draws: Pictures per scene.
         pixels: Side of the pictures; by default the model's own.
@@ -182,6 +184,8 @@ def check(given: dict[str, Any]) -> None:
     unknown = [one for one in given["methods"] if one not in METHODS]
     if unknown or not given["methods"]:
         raise UnbraidError(f"methods are {list(given['methods'])}; give some of {', '.join(METHODS)}.")
+    if not given["modules"]:
+        raise UnbraidError("modules is empty; give attention or names of modules, such as to_q,to_v.")
     for name in ("subjects", "seeds", "batch", "rank", "looks", "draws", "sampler"):
         if given[name] < 1:
             raise UnbraidError(f"{name} is {given[name]}; it must be at least 1.")
@@ -273,14 +277,15 @@ def piece(
     if data is None or pictures is None or (folder is not None and not folder.is_dir()):
         checkpoints = None if given["keep"] is None else store.path("run", key, "")
         found = learn(pipe, eye, case, method, plan, seed, checkpoints)
-        data = {"rows": found.rows, "history": found.history, "looks": found.looks, "shares": []}
-        if found.system is not None and first:
-            data["shares"] = shares(pipe, eye, case, found.system)
         if folder is not None and found.write is not None:
             found.write(folder)
-        pictures = found.pictures
-        store.save_arrays("pictures", key, pictures)
-        store.save("row", key, data)
+        if data is None or pictures is None:  # else it was only opened again for its files
+            data = {"rows": found.rows, "history": found.history, "looks": found.looks, "shares": []}
+            if found.system is not None and first:
+                data["shares"] = shares(pipe, eye, case, found.system)
+            pictures = found.pictures
+            store.save_arrays("pictures", key, pictures)
+            store.save("row", key, data)
     if folder is not None:
         f.files.append(folder.relative_to(given["out"]).as_posix())
     f.rows += [{"subject": name, "method": method, "seed": seed, **row} for row in data["rows"]]
@@ -300,9 +305,11 @@ def make_plan(given: dict[str, Any], weights: int) -> Plan:
         "looks", "draws", "batch", "word_lr", "rank", "sampler", "guidance", "stop", "gradient_checkpointing",
         "precision",
     )  # fmt: skip
+    which = given["modules"][0] if len(given["modules"]) == 1 else tuple(given["modules"])
     return Plan(
-        steps=given["steps"] or STEPS[size], lr=given["lr"] or RATES[size], **{name: given[name] for name in names}
-    )
+        steps=given["steps"] or STEPS[size], lr=given["lr"] or RATES[size], which=which,
+        **{name: given[name] for name in names},
+    )  # fmt: skip
 
 
 def make_cases(given: dict[str, Any], parts: Any) -> dict[str, Case]:

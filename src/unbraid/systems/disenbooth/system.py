@@ -41,7 +41,7 @@ class DisenBooth(System):
         form: of that term: "cosine" (the paper's, signed), "absolute" or "square".
         mask: a learnt mask on the image features.
         rank: of the adapter.
-        which: modules it is on: "attention" (the paper's), "cross_kv" or "cross_qkv".
+        which: modules it is on: "attention" (the paper's), "cross_kv", "cross_qkv" or names of modules.
         steps: of training; the authors take 1,000 to 2,000, fewer for animals than for things.
         batch: photos per step.
         lr: learning rate of adapter and branch.
@@ -68,7 +68,7 @@ class DisenBooth(System):
         form: Form = "cosine",
         mask: bool = True,
         rank: int = 4,
-        which: str = "attention",
+        which: str | Sequence[str] = "attention",
         steps: int = 2000,
         batch: int = 1,
         lr: float = 1e-4,
@@ -136,8 +136,10 @@ class DisenBooth(System):
             tuner = Tuner(parts, DiffusionStep(parts, self.snr_gamma), networks=branch)
             every = self.check_every or max(1, self.steps // 10)
             options = {"steps": 20, "size": album.size, **(paint_options or {})}
-            watch = Watch(pipe, encoder, squares, self.prompt_, every, stop=self.stop == "auto", **options)
-            calls: list[Callable[..., Any]] = [*callbacks, *([watch] if self.stop == "auto" else [])]
+            automatic = self.stop == "auto"
+            notes = Path(keep) if keep is not None and automatic else None
+            watch = Watch(pipe, encoder, squares, self.prompt_, every, stop=automatic, keep=notes, **options)
+            calls: list[Callable[..., Any]] = [*callbacks, *([watch] if automatic else [])]
             history = tune(
                 tuner, self._loss, self._draw(Views(parts, album, self.crop), encoder), steps=self.steps, lr=self.lr,
                 decay=self.decay, seed=self.seed, keep=keep, progress=progress, callbacks=calls,

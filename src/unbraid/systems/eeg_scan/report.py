@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from unbraid.core.claim import Claim, Table
 from unbraid.core.result import Result
 from unbraid.data.erp import TRAITS
+from unbraid.metrics.intervals import over
 from unbraid.systems.eeg_scan import CARD
 from unbraid.systems.eeg_scan.pictures import figures
 from unbraid.systems.eeg_scan.sheet import beside_the_sheet
@@ -64,15 +63,6 @@ def make_result(f: Findings, params: dict[str, Any], seconds: float) -> Result:
         claims=claims(f), tables=tables, figures=figures(f), notes=notes(f, params), lead="figures",
         meta={"seed": params["seed"], "seconds": round(seconds, 1), "pieces_read_back": f.read_back},
     )  # fmt: skip
-
-
-def over(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
-    """Mean and 95 % t-interval over seeds, None for one seed."""
-    x = np.asarray(values, float)
-    if len(x) < 2:
-        return float(x.mean()), None
-    half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
-    return float(x.mean()), (float(x.mean()) - half, float(x.mean()) + half)
 
 
 def summary(f: Findings) -> list[Row]:

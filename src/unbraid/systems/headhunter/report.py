@@ -13,6 +13,7 @@ from unbraid.core.figures import Bars, Figure, HeadMap, Image, Lines
 from unbraid.core.mosaic import mosaic
 from unbraid.core.result import Result
 from unbraid.core.series import Series
+from unbraid.metrics.intervals import over
 from unbraid.systems.headhunter import CARD
 from unbraid.systems.headhunter.atlas import levels
 from unbraid.systems.headhunter.measuring import ALL, FEW, LAYER, NONE, ONE, OURS, RANDOM, Found, Plan, table_of
@@ -58,15 +59,6 @@ def make_result(f: Findings, given: dict[str, Any], plan: Plan, seconds: float) 
         figures=figures(f, plan), notes=notes(f, given), lead="figures",
         meta={"seed": given["seed"], "seconds": round(seconds, 1), "pieces_read_back": f.read_back},
     )  # fmt: skip
-
-
-def over(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
-    """Mean and 95 % t-interval, None with fewer than two values."""
-    x = np.asarray(values, float)
-    if len(x) < 2:
-        return float(x.mean()) if len(x) else float("nan"), None
-    half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
-    return float(x.mean()), (float(x.mean()) - half, float(x.mean()) + half)
 
 
 def names_of(f: Findings) -> list[str]:

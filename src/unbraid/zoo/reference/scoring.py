@@ -16,9 +16,8 @@ import numpy as np
 
 from unbraid.core.errors import UnbraidError
 from unbraid.core.progress import bar
-from unbraid.data.scenes import LISTS, SIZES, Choice, accuracy, caption, prompts, read, render, sample, score
+from unbraid.data.scenes import LISTS, SIZES, Choice, accuracy, caption, listed, prompts, read, render, sample, score
 from unbraid.data.scenes.judging import wilson
-from unbraid.data.scenes.pairing import _listed
 from unbraid.zoo.reference import NAMES, SIDE
 from unbraid.zoo.reference.packing import fingerprint
 from unbraid.zoo.reference.sampling import opened, pictures, rebuilt
@@ -164,7 +163,7 @@ def score_pipeline(folder: Path, plan: Plan, progress: bool | None = None) -> di
 
 def _captions(kind: str, plan: Plan) -> tuple[list[str], list[Any]]:
     """Captions of a list and, of each, the scene that it was made of."""
-    scenes = {caption(scene): scene for scene in reversed(_listed(kind, 0))}
+    scenes = {caption(scene): scene for scene in reversed(listed(kind, 0))}
     said = prompts(kind, plan.each)
     return said, [scenes[words] for words in said]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from unbraid.core.errors import UnbraidError
@@ -22,7 +24,7 @@ def tokenizer(words: Sequence[str] | None = None, length: int = LENGTH) -> Any:
     Raises:
         UnbraidError: a word would not be one token.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
     if words is None:
@@ -30,14 +32,10 @@ def tokenizer(words: Sequence[str] | None = None, length: int = LENGTH) -> Any:
 
         words = vocabulary()
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    learner = Tokenizer(models.BPE(end_of_word_suffix=SUFFIX))
-    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(
-        vocab_size=100_000, min_frequency=1, initial_alphabet=letters, end_of_word_suffix=SUFFIX, show_progress=False
-    )
-    learner.train_from_iterator([list(words)], trainer)
-    made = learner.to_str()
-    merges = _merges(made)
+    for word in words:
+        if not word or set(word) - set(letters):
+            raise UnbraidError(f"the word {word!r} would not be one token; give words of letters or marks alone.")
+    merges = _merges(words, letters)
     tokens = [*letters, *(letter + SUFFIX for letter in letters), *("".join(pair) for pair in merges), START, END]
     vocabulary_ = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     # transformers' annotation of merges says text; pairs are what it takes
@@ -64,8 +62,29 @@ def t5_tokenizer(length: int = LENGTH) -> Any:
     return T5Tokenizer(vocab=[*start, *known, *marks], extra_ids=0, model_max_length=length)
 
 
-def _merges(made: str) -> list[tuple[str, str]]:
-    import json
+def _merges(words: Sequence[str], letters: Sequence[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges until each word is one token; of pairs seen equally often the one whose parts are older.
 
-    pairs = json.loads(made)["model"]["merges"]
-    return [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ", 1)) for pair in pairs]
+    The trainers of the tokenizers library settle such ties otherwise in each process, and a model that goes on learning
+    would then hear other words by the same names.
+    """
+    age = {token: number for number, token in enumerate([*letters, *(letter + SUFFIX for letter in letters)])}
+    split = [[*word[:-1], word[-1] + SUFFIX] for word in words]
+    merges: list[tuple[str, str]] = []
+    while any(len(parts) > 1 for parts in split):
+        counts = Counter(pair for parts in split for pair in pairwise(parts))
+        first, second = min(counts, key=lambda pair: (-counts[pair], age[pair[0]], age[pair[1]]))
+        merges.append((first, second))
+        age.setdefault(first + second, len(age))
+        split = [_merged(parts, first, second) for parts in split]
+    return merges
+
+
+def _merged(parts: list[str], first: str, second: str) -> list[str]:
+    found: list[str] = []
+    for part in parts:
+        if found and found[-1] == first and part == second:
+            found[-1] = first + second
+        else:
+            found.append(part)
+    return found

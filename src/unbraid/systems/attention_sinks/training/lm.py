@@ -11,7 +11,6 @@ the same number of tokens makes none (`repeats=False`). Everything but `repeated
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,33 +22,13 @@ from unbraid.core.attach import attach
 from unbraid.core.blocks import blocks, listening, residual
 from unbraid.core.errors import UnbraidError
 from unbraid.core.train import fit_loop
-from unbraid.data.text import docstrings, english
+from unbraid.data.text import corpus
 from unbraid.systems.attention_sinks.variants.catalogue import REGISTERS
 from unbraid.systems.attention_sinks.variants.convert import SETTING, convert, recording
 
-VOCABULARY, BOS, TRAINING = 1024, 0, 0.9
+VOCABULARY, BOS = 1024, 0
 WIDTHS = {"tiny": (64, 2, 2), "mini": (96, 3, 2), "small": (128, 4, 4), "medium": (256, 6, 8)}  # width, blocks, heads
 EPSILON = 0.3  # of the sink metric, arXiv 2410.10781
-
-
-@cache
-def corpus() -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of the training and of the validation part."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    train, valid = "", ""
-    for text in (english(), docstrings()):
-        cut = text.index("\n\n", int(TRAINING * len(text)))
-        train, valid = train + text[:cut] + "\n\n", valid + text[cut:] + "\n\n"
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<s>"], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
-    tokenizer.train_from_iterator([train], trainer)
-    return tuple(np.asarray(tokenizer.encode(part).ids, np.int64) for part in (train, valid))  # type: ignore[return-value]
 
 
 def draw(ids: np.ndarray, size: int, length: int, generator: torch.Generator) -> Tensor:
@@ -126,7 +105,7 @@ def train_lm(
         The model, and the row that `measure_lm` makes.
     """
     model = small_lm(variant, size, seed, **options)
-    train, windows = corpus()[0], repeated if repeats else draw
+    train, windows = corpus(VOCABULARY).train, repeated if repeats else draw
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
     fit_loop(
@@ -145,8 +124,8 @@ def measure_lm(model: Any, length: int = 128, windows: int = 64) -> dict[str, fl
         share of all attention on the first token, on registers, what rows sum to, kurtosis of the residual stream
         (largest over blocks), largest |h| over the median, and the loss on repeated passages from their second time on.
     """
-    ids = draw(corpus()[1], windows, length, torch.Generator().manual_seed(0))
-    again = repeated(corpus()[1], windows, length, torch.Generator().manual_seed(1))
+    ids = draw(corpus(VOCABULARY).valid, windows, length, torch.Generator().manual_seed(0))
+    again = repeated(corpus(VOCABULARY).valid, windows, length, torch.Generator().manual_seed(1))
     logits = model(input_ids=again[:, :-1], use_cache=False).logits[:, length // 2 :]
     looked_up = nn.functional.cross_entropy(logits.flatten(0, 1).float(), again[:, length // 2 + 1 :].flatten())
     states: list[Tensor] = []
