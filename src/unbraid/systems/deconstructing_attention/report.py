@@ -1,0 +1,173 @@
+"""What the study found, as claims, tables and figures, beside the paper's own table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
+
+from unbraid.core.figures import Bars, Lines
+from unbraid.core.result import Claim, Result
+from unbraid.core.series import Series
+from unbraid.systems.deconstructing_attention import CARD
+
+# arXiv 2510.11602, 500M: WikiText perplexity uniform, hybrid, hybrid without its variant layers
+PAPER: dict[str, tuple[float, float | None, float | None]] = {
+    "standard": (38.1, None, None), "mlp": (993.5, 45.8, 2e5), "approximate": (47.9, 39.4, 2e6),
+    "non_approximate": (9e4, 39.4, 5e5), "random": (84.8, 39.3, 2e4), "sequence": (79.1, 38.5, 2e5),
+    "static": (79.9, 38.7, 7e4),
+}  # fmt: skip
+FIXED = ("random", "sequence", "static")
+Key = tuple[str, str]
+
+
+def make_result(rows: list[dict[str, Any]], given: dict[str, Any], seconds: float, read_back: int) -> Result:
+    """The page of a study.
+
+    Args:
+        rows: of `pretrain`.
+        given: parameters of the run.
+        seconds: it took.
+        read_back: pieces found finished.
+    """
+    losses = _by_kind(rows, "loss")
+    skipped = {k: v for k, v in _by_kind(rows, "skipped").items() if None not in v}
+    notes = [
+        "Losses are nats per token of held-out text: the language reference and the docstrings that ship with Python, "
+        "or the file given as tokens; perplexities of other texts and tokenizers do not compare, their order does.",
+        "The base is a Llama model in place of Qwen2.5 (no biases in attention), as many weights in all variants up to "
+        "the rounding of the MLP's width; the table has the counts.",
+        "Intervals are 95 %, Student's t over seeds. A claim holds where the whole interval lies on its side.",
+    ]
+    return Result(
+        "deconstructing_attention", "Language models with attention taken apart", params=given,
+        claims=_claims(losses, skipped), tables=_tables(rows, losses, skipped), figures=_figures(rows, losses, skipped),
+        notes=notes, lead="figures", meta={"seed": given["seed"], "seconds": seconds, "pieces_read_back": read_back},
+    )  # fmt: skip
+
+
+def _by_kind(rows: list[dict[str, Any]], what: str) -> dict[Key, list[Any]]:
+    found: dict[Key, list[Any]] = {}
+    for row in rows:
+        found.setdefault((row["variant"], row["placement"]), []).append(row[what])
+    return found
+
+
+def interval(values: Any) -> tuple[float, float] | None:
+    """95 % by Student's t; None for fewer than two values."""
+    x = np.asarray(values, float)
+    if len(x) < 2:
+        return None
+    half = float(student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+    return float(x.mean()) - half, float(x.mean()) + half
+
+
+def _claims(losses: dict[Key, list[Any]], skipped: dict[Key, list[Any]]) -> list[Claim]:
+    base = losses.get(("standard", "uniform"))
+    pick = {k: np.asarray(v) for k, v in losses.items()}
+    best = [pick[v, "uniform"] for v in FIXED if (v, "uniform") in pick]
+    alone = [v for v in PAPER if (v, "uniform") in pick and (v, "hybrid") in pick]
+    others = [pick[k] for k in pick if k[1] == "hybrid" and k[0] != "mlp"]
+    gap: dict[str, tuple[Any, float, str]] = {}
+    if base is not None and ("mlp", "uniform") in pick:
+        gap["mixing"] = (pick["mlp", "uniform"] - base, 0.0, "no mixing less standard, nats")
+    if best and ("approximate", "uniform") in pick:
+        gap["form"] = (
+            np.min(best, 0) - pick["approximate", "uniform"],
+            0.0,
+            "best fixed or static less polynomial, nats",
+        )
+    if base is not None and ("random", "hybrid") in pick:
+        # the paper's own distance is ln(39.3 / 38.1) = 0.03 nats; less than a tenth of a nat is called enough
+        gap["sequence"] = (pick["random", "hybrid"] - base, 0.1, "random hybrid less standard, nats; must lie below")
+    if alone:
+        each = np.min([pick[v, "uniform"] - pick[v, "hybrid"] for v in alone], 0)
+        gap["cooperation"] = (each, 0.0, f"uniform less hybrid, nats: the least over {len(alone)} variants")
+    if others and ("mlp", "hybrid") in pick:
+        gap["mixing in a part"] = (
+            pick["mlp", "hybrid"] - np.max(others, 0),
+            0.0,
+            "no mixing less the worst other, nats",
+        )
+    if skipped and base is not None:
+        # a nat is called a collapse: perplexity grows by a factor of e
+        least = np.min([np.asarray(v) - np.asarray(losses[k]) for k, v in skipped.items()], 0)
+        gap["training"] = (least, 1.0, "hybrid without its layers less whole, nats: the least over hybrids")
+    found = [_claim(spec, gap.get(spec.name)) for spec in CARD.claims]
+    if any(c.name == "mixing" and c.holds for c in found):
+        return found
+    return [_empty(c) if c.name == "sequence" else c for c in found]
+
+
+def _claim(spec: Any, gap: tuple[Any, float, str] | None) -> Claim:
+    if gap is None:
+        return Claim(
+            spec.name, spec.statement, spec.source, spec.paper, None, None, None, "its models were not trained"
+        )
+    values, bound, note = gap
+    found = interval(values)
+    holds = None if found is None else found[1] < bound if spec.name == "sequence" else found[0] > bound
+    more = "" if found is not None else "; one seed gives no interval"
+    return Claim(
+        spec.name, spec.statement, spec.source, spec.paper, float(np.mean(values)), bound, holds, note + more, found,
+        len(values),
+    )  # fmt: skip
+
+
+def _empty(claim: Claim) -> Claim:
+    """Being as good as standard attention says nothing where standard attention is not seen to be of use."""
+    more = "; not tested: standard attention is not better than no mixing in these trainings"
+    return replace(claim, holds=None, note=claim.note + more)
+
+
+def _tables(
+    rows: list[dict[str, Any]], losses: dict[Key, list[Any]], skipped: dict[Key, list[Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    weights = {k: v[0] for k, v in _by_kind(rows, "weights").items()}
+    table = []
+    for (variant, placement), each in losses.items():
+        low, high = interval(each) or (None, None)
+        column = {"uniform": 0, "hybrid": 1}.get(placement)
+        left = skipped.get((variant, placement))
+        table.append(
+            {"variant": variant, "placement": placement, "loss": float(np.mean(each)), "low": low, "high": high,
+             "perplexity": float(np.exp(np.mean(each))), "seeds": len(each),
+             "paper: WikiText perplexity, 500M": None if column is None else PAPER[variant][column],
+             "loss without variant layers": None if left is None else float(np.mean(left)),
+             "paper: without": PAPER[variant][2] if placement == "hybrid" else None,
+             "weights": weights[variant, placement]}
+        )  # fmt: skip
+    plain = ("variant", "placement", "seed", "loss", "skipped", "weights")
+    return {"losses": table, "trainings": [{name: row[name] for name in plain} for row in rows]}
+
+
+def _figures(rows: list[dict[str, Any]], losses: dict[Key, list[Any]], skipped: dict[Key, list[Any]]) -> list[Any]:
+    names = [f"{v}, {p}" for v, p in losses]
+    bounds = [interval(v) for v in losses.values()]
+    whole = all(b is not None for b in bounds)
+    main = Series(
+        "whole model", names, [float(np.mean(v)) for v in losses.values()],
+        [b[0] for b in bounds if b] if whole else None, [b[1] for b in bounds if b] if whole else None,
+    )  # fmt: skip
+    figures: list[Any] = [
+        Bars("Loss on held-out text", [main], "variant", "nats per token", "Lower is better; whiskers over seeds.",
+             horizontal=True, references={"standard": float(np.mean(losses["standard", "uniform"]))}
+             if ("standard", "uniform") in losses else {})
+    ]  # fmt: skip
+    if skipped:
+        names = [f"{v}, {p}" for v, p in skipped]
+        both = [
+            Series("whole", names, [float(np.mean(losses[k])) for k in skipped]),
+            Series("without variant layers", names, [float(np.mean(s)) for s in skipped.values()]),
+        ]
+        figures.append(
+            Bars("Hybrids with and without their variant layers", both, "variant", "nats per token", horizontal=True)
+        )
+    lines = []
+    for (variant, placement), each in _by_kind(rows, "losses").items():
+        steps = next(r["steps"] for r in rows if (r["variant"], r["placement"]) == (variant, placement))
+        lines.append(Series(f"{variant}, {placement}", steps, np.mean(each, 0).tolist()))
+    figures.append(Lines("Loss over training", lines, "step", "nats per token of held-out text"))
+    return figures

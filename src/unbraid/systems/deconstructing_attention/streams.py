@@ -1,0 +1,125 @@
+"""What variants need besides their layer's input: embedded words, and texts of their own beside the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unbraid.core.errors import UnbraidError
+
+
+class Now:
+    """What is known of the forward pass under way; never copied with the model."""
+
+    def __init__(self) -> None:
+        self.embedded: Tensor | None = None
+        self.keys: Tensor | None = None
+        self.positions: Tensor | None = None
+        self.rows: dict[str, int] = {}
+
+    def __deepcopy__(self, memo: Any) -> Now:
+        return Now()
+
+
+class Streams(nn.Module):
+    """Hooks of a decoder: rows that run beside the batch, for maps that are the same for all texts.
+
+    The rows pass through the same layers as texts do, are causal, get gradients, and are cut off again at the end.
+
+    Args:
+        noise: [longest, width] frozen input of the stream "random", or None.
+        tokens: [longest] tokens of the stream "sequence", or None; their embeddings are the model's and learn.
+    """
+
+    def __init__(self, noise: Tensor | None, tokens: Tensor | None) -> None:
+        super().__init__()
+        self.noise: Tensor | None
+        self.tokens: Tensor | None
+        self.register_buffer("noise", noise)
+        self.register_buffer("tokens", tokens)
+        self.now = Now()
+
+    def before(
+        self, base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Forward pre-hook of the decoder."""
+        given = {**kwargs, **({"input_ids": args[0]} if args else {})}
+        if len(args) > 1:
+            raise UnbraidError(
+                "give a deconstructed model its inputs by name: model(input_ids=..., attention_mask=...)."
+            )
+        if given.get("past_key_values") is not None or given.get("use_cache"):
+            raise UnbraidError(
+                "a deconstructed model keeps no keys and values of earlier tokens: call it, or generate, with "
+                "use_cache=False, which gives the same text."
+            )
+        mask = given.get("attention_mask")
+        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+            raise UnbraidError(
+                "attention_mask of a deconstructed model must be [batch, tokens]; causality is built in."
+            )
+        embedded = given.pop("inputs_embeds", None)
+        ids = given.pop("input_ids", None)
+        if (ids is None) == (embedded is None):
+            raise UnbraidError("give either input_ids or inputs_embeds.")
+        if embedded is None:
+            embedded = base.embed_tokens(ids)
+        count, length = embedded.shape[:2]
+        if mask is not None and bool(mask.all()):
+            mask = None
+        extra = self._extra(base, length, embedded)
+        self.now = now = Now()
+        if extra:
+            now.rows = {name: count + i for i, name in enumerate(extra)}
+            embedded = torch.cat([embedded, *(row[None] for row in extra.values())])
+            mask = None if mask is None else torch.cat([mask, mask.new_ones(len(extra), length)])
+            given["position_ids"] = self._positions(given.get("position_ids"), count, len(extra), length)
+        now.embedded, now.keys = embedded, None if mask is None else mask.bool()
+        given |= {"inputs_embeds": embedded, "attention_mask": mask, "use_cache": False}
+        return (), given
+
+    def _extra(self, base: Any, length: int, like: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name, source in (("random", self.noise), ("sequence", self.tokens)):
+            if source is None:
+                continue
+            if length > len(source):
+                raise UnbraidError(
+                    f"a text of {length} tokens is longer than the fixed maps of the variant {name!r}, which end at "
+                    f"{len(source)}: cut it, or deconstruct with a greater `longest` (more `tokens`)."
+                )
+            found[name] = source[:length].to(like.dtype) if name == "random" else base.embed_tokens(source[:length])
+        return found
+
+    def _positions(self, given: Tensor | None, count: int, extra: int, length: int) -> Tensor | None:
+        """Positions of all rows; None where they simply count."""
+        if given is None:
+            return None
+        given = given.expand(count, -1)
+        plain = torch.arange(length, device=given.device)
+        if bool((given == plain).all()):
+            return None
+        if int(given.min()) < 0 or int(given.max()) >= length:
+            raise UnbraidError(
+                f"position_ids go from {int(given.min())} to {int(given.max())}; with fixed maps "
+                f"they must lie in a text of {length} tokens, 0 to {length - 1}."
+            )
+        self.now.positions = torch.cat([given, plain.expand(extra, -1)])
+        return self.now.positions
+
+    def after(self, base: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        """Forward hook of the decoder: the rows beside the batch go."""
+        now = self.now
+        extra = len(now.rows)
+        if not torch.is_grad_enabled():  # with gradients, checkpointed layers run again later and read it
+            self.now = Now()
+        if not extra:
+            return output
+        if isinstance(output, tuple):
+            return (output[0][:-extra], *output[1:])
+        output.last_hidden_state = output.last_hidden_state[:-extra]
+        if output.hidden_states is not None:
+            output.hidden_states = tuple(h[:-extra] for h in output.hidden_states)
+        return output

@@ -1,0 +1,108 @@
+"""The study behind `unbraid run deconstructing_attention`: all variants, uniform and interleaved, trained alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from unbraid.core.errors import UnbraidError
+from unbraid.systems.deconstructing_attention.placement import PLACEMENTS, VARIANTS
+
+if TYPE_CHECKING:
+    from unbraid.core.result import Result
+
+LARGE = ("70m", "160m", "paper", "1.7b")
+
+
+def run(
+    variants: Sequence[str] = VARIANTS,
+    placements: Sequence[str] = ("uniform", "hybrid"),
+    seeds: int = 3,
+    size: Literal["tiny", "small", "medium", "70m", "160m", "paper", "1.7b"] = "small",
+    steps: int | None = None,
+    lr: float | None = None,
+    tokens: Path | None = None,
+    precision: Literal["no", "bf16", "fp16"] = "no",
+    device: str | None = None,
+    keep: Path | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Result:
+    """Train language models that differ in their attention alone, and hold their losses against the paper's ordering.
+
+    Args:
+        variants: Out of standard, mlp, approximate, non_approximate, random, sequence and static.
+        placements: Out of uniform, hybrid (variant in odd layers) and the paper's ablations even, odd, top, middle,
+            bottom, quarter, first, last, bilateral.
+        seeds: Trainings of each; at least 2 for intervals.
+        size: Tiny (seconds), small (ten seconds a model), medium (an hour a model), 70m, 160m, paper (its 500M) and
+            1.7b; the last four need tokens.
+        steps: Of the optimizer; by default those of the size.
+        lr: Greatest learning rate; by default the size's.
+        tokens: A .npy file of token numbers, [tokens], to train on; by default the text that ships with Python.
+        precision: Of training.
+        device: Where to train; by default where accelerate says.
+        keep: Folder for finished pieces; a run that is started again with it goes on where it stopped.
+        seed: First of the seeds.
+        progress: Show progress on stderr; by default when that is a terminal.
+
+    Returns:
+        Losses, with and without the variant layers, beside the paper's, and the claims.
+    """
+    given, start = dict(locals()), time.perf_counter()
+    check(variants, placements, seeds, steps, lr, size, tokens)
+    from unbraid.core.pieces import Pieces
+    from unbraid.core.progress import bar
+    from unbraid.systems.deconstructing_attention.pretraining import pretrain
+    from unbraid.systems.deconstructing_attention.report import make_result
+    from unbraid.zoo.loading import check_device
+
+    if device is not None:
+        check_device(device)
+    store = Pieces(keep, {"study": 1})
+    kinds = [(v, p) for v in variants for p in placements if v != "standard"]
+    kinds = ([("standard", "uniform")] if "standard" in variants else []) + kinds
+    how: dict[str, Any] = {"steps": steps, "lr": lr, "own": tokens, "device": device, "precision": precision}
+    rows = []
+    with bar(progress, "Trainings", seeds * len(kinds)) as tick:
+        for number in range(seed, seed + seeds):
+            for variant, placement in kinds:
+                key = {"variant": variant, "placement": placement, "seed": number, "size": size, **how}
+                folder = None if keep is None or size in ("tiny", "small") else store.path("training", key, "")
+                make = partial(pretrain, variant, placement, size, number, checkpoint_dir=folder, **how)
+                rows.append(store.get("pretraining", key, make))
+                tick()
+    return make_result(rows, given, time.perf_counter() - start, store.read_back)
+
+
+def check(
+    variants: Sequence[str], placements: Sequence[str], seeds: int, steps: int | None, lr: float | None, size: str,
+    tokens: Path | None,
+) -> None:  # fmt: skip
+    """Refuses what cannot be run, before anything is.
+
+    Raises:
+        UnbraidError: which argument, and what is accepted.
+    """
+    for what, listed, known in (("variants", variants, VARIANTS), ("placements", placements, PLACEMENTS)):
+        unknown = [n for n in listed if n not in known]
+        if isinstance(listed, str) or unknown or not listed or len(set(listed)) < len(listed):
+            said = listed if isinstance(listed, str) else ", ".join(listed) or "empty"
+            raise UnbraidError(f"{what} is {said}; choose from {', '.join(known)}, each once.")
+    for name, value in {"seeds": seeds, "steps": 1 if steps is None else steps}.items():
+        if value < 1:
+            raise UnbraidError(f"{name} is {value}; it must be at least 1.")
+    if lr is not None and not lr > 0:
+        raise UnbraidError(f"lr is {lr}; it must be positive.")
+    if size not in ("tiny", "small", "medium", *LARGE):
+        raise UnbraidError(f"size is {size!r}; it must be tiny, small, medium or one of {', '.join(LARGE)}.")
+    if size in LARGE and tokens is None:
+        raise UnbraidError(
+            f"size {size} reads 15 billion tokens; the text that ships with Python has less than a million: give "
+            "--tokens FILE.npy of your own, or take the size medium."
+        )
+    if tokens is not None and not tokens.is_file():
+        raise UnbraidError(f"tokens {tokens} is no file; give a .npy file of token numbers.")
