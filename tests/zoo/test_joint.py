@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_processor import JointAttnProcessor2_0
+from safetensors.torch import load_file
 
 from unbraid.core.errors import UnbraidError
-from unbraid.zoo.reference import joint, parts
+from unbraid.data.scenes import SHAPES, Scene, Thing
+from unbraid.zoo.reference import joint, packing, parts
+from unbraid.zoo.reference.hints import NONE, belonging
 from unbraid.zoo.reference.words import tokenizer
 
 from .test_packing import trained
@@ -71,6 +74,47 @@ def test_training_learns_and_goes_on_where_it_was_cut(small, tmp_path, monkeypat
     losses = told[1].losses
     assert np.mean(losses[-15:]) < 0.8 * np.mean(losses[:5])
     assert (keep / "sd3_final" / "config.json").is_file()
+
+
+def test_attention_by_its_matrix_is_torchs_own():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 9, 12).unbind()
+    mask = torch.randn(2, 1, 1, 9)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask)
+    assert torch.allclose(joint.attend(q, k, v, mask), expected, atol=1e-6)
+
+
+def test_simple_scenes_are_drawn_more_often():
+    simple, small = Scene((Thing("star"),)), Scene((Thing("star", size="small"),))
+    sketch, two = Scene((Thing("star"),), style="sketch"), Scene((Thing("star", x=0.3), Thing("heart", x=0.7)))
+    found = joint.chances([simple, small, sketch, two])
+    assert found.tolist() == pytest.approx([4 / 7, *[1 / 7] * 3])
+
+
+def test_each_patch_knows_its_shape_and_where_in_it_it_lies():
+    scene = Scene((Thing("square", size="large", x=0.5, y=0.5), Thing("star", size="small", x=0.5, y=0.5)))
+    kinds, places = belonging([scene], 8)
+    kinds, places = kinds.view(8, 8), places.view(8, 8, 3)
+    assert kinds[4, 4] == SHAPES.index("star")  # in front
+    assert kinds[2, 2] == SHAPES.index("square")
+    assert kinds[0, 0] == NONE
+    assert places[2, 2].tolist() == pytest.approx([*[(2.5 / 8 - 0.5) / 0.28] * 2, 2 * np.log(0.28 / 0.2)])
+    assert not places[0, 0].any()
+
+
+def test_training_goes_on_with_packed_weights(small, tmp_path):
+    keep = trained(tmp_path / "keep")
+    joint.train_sd3(keep, steps=1, size=64, batch=4, precision="no", progress=False)
+    first = packing.pack("tiny-sd3", keep, out=tmp_path / "first")
+    other = trained(tmp_path / "other")
+    joint.train_sd3(other, steps=1, size=64, batch=4, lr=1e-12, precision="no", start=first, progress=False)
+    again = packing.pack("tiny-sd3", other, out=tmp_path / "again")
+    name = "transformer/diffusion_pytorch_model.safetensors"
+    old, new = load_file(first / name), load_file(again / name)
+    assert all(torch.equal(old[key], new[key]) for key in old)
+    assert "| steps | 1 (weights " in (again / "README.md").read_text()
+    with pytest.raises(UnbraidError, match="give the folder of a packed tiny-sd3"):
+        joint.train_sd3(other, steps=1, start=tmp_path)
 
 
 def test_what_is_missing_is_said(tmp_path):

@@ -32,7 +32,14 @@ USE = {
 }
 
 
-def card(name: str, folder: Path, steps: int | None, preview: bool, scores: dict[str, Any] | None) -> str:
+def card(
+    name: str,
+    folder: Path,
+    steps: int | None,
+    preview: bool,
+    scores: dict[str, Any] | None,
+    began: str | None = None,
+) -> str:
     """The README.md of a packed model.
 
     Args:
@@ -41,6 +48,7 @@ def card(name: str, folder: Path, steps: int | None, preview: bool, scores: dict
         steps: of its training.
         preview: whether the training was not over.
         scores: what was measured of these very weights; None: nothing was.
+        began: steps of the weights that it went on with, which a commit before this one holds.
     """
     tag = "zero-shot-image-classification" if name == "tiny-clip" else "text-to-image"
     head = ["---", "license: apache-2.0", f"pipeline_tag: {tag}", f"library_name: {_library(name)}", "---", ""]
@@ -48,6 +56,8 @@ def card(name: str, folder: Path, steps: int | None, preview: bool, scores: dict
     commands = [f"    python -m unbraid.zoo.reference {stage} --keep runs/reference" for stage in STAGES[name]]
     if steps:
         commands[-1] += f" --steps {steps}"
+    if began:
+        commands[-1] += " --start EARLIER"
     files = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     lines = [
         *head, f"# {name}: {TITLES[name]}", "", *note, PARTS[name], "", "```python", USE[name], "```", "",
@@ -55,7 +65,7 @@ def card(name: str, folder: Path, steps: int | None, preview: bool, scores: dict
         f"| weights | {_count(folder):,} numbers in half precision, {files / 1e6:.1f} MB |",
         "| data | 60,000 drawn scenes of the split `train` of `unbraid.data.scenes` (seed 0), captions worded anew at "
         "each step; the autoencoder: new scenes at each step |",
-        f"| steps | {steps:,} |" if steps else "| steps | not known |",
+        f"| steps | {f'{began}, then ' if began else ''}{f'{steps:,}' if steps else 'not known'} |",
         "| seed | 0 |",
         "| weights kept | the running mean, decay 0.9995 |",
         "| licence | Apache-2.0, as Unbraid; nobody's data or weights are in it |",

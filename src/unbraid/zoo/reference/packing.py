@@ -21,6 +21,7 @@ from unbraid.zoo.shipped import HOME, LICENCE, MANIFEST
 KINDS = {"tiny-sd": "text-to-image", "tiny-sd3": "text-to-image", "tiny-clip": "image-text"}
 STAGES = {"tiny-sd": "sd", "tiny-clip": "clip", "tiny-sd3": "sd3"}  # names of folders of checkpoints
 WEIGHTS = "weights.safetensors"
+BEGAN = "sd3_began.json"  # manifest of the weights that a training went on with
 
 
 def pack(
@@ -53,7 +54,8 @@ def pack(
     try:
         _ASSEMBLE[name](keep, folder, part)
         done = steps or _trained(keep / STAGES[name])
-        finish(name, part, done, preview=folder is not None, scores=scores)
+        began = _began(keep / BEGAN) if name == "tiny-sd3" else None
+        finish(name, part, done, preview=folder is not None, scores=scores, began=began)
         if home.exists():
             shutil.rmtree(home)
         part.replace(home)
@@ -62,10 +64,12 @@ def pack(
     return home
 
 
-def finish(name: str, folder: Path, steps: int | None, preview: bool, scores: Path | None) -> None:
+def finish(
+    name: str, folder: Path, steps: int | None, preview: bool, scores: Path | None, began: str | None = None
+) -> None:
     """Writes card and manifest over whatever weights are there."""
     weights = fingerprint(folder)
-    text = card(name, folder, steps, preview, _scores(scores, name, weights))
+    text = card(name, folder, steps, preview, _scores(scores, name, weights), began)
     (folder / "README.md").write_text(text, encoding="utf-8")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     facts = {
@@ -74,6 +78,7 @@ def finish(name: str, folder: Path, steps: int | None, preview: bool, scores: Pa
         "licence": LICENCE,
         "precision": "fp16, as trained in fp32 by the project",
         "steps": steps,
+        **({"began": began} if began else {}),
         "weights": weights,
         "files": {
             path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha(path)} for path in files
@@ -108,6 +113,15 @@ def _checkpoint(source: Path) -> Path:
     if not found:
         raise UnbraidError(f"{source} holds no checkpoint; give a folder that `fit_loop` wrote, such as runs/.../sd.")
     return found[-1]
+
+
+def _began(path: Path) -> str | None:
+    """In words, what a training went on with."""
+    if not path.is_file():
+        return None
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    before = f"{facts['began']}, then " if facts.get("began") else ""
+    return f"{before}{facts['steps']:,} (weights {facts['weights'][:12]})"
 
 
 def _trained(folder: Path) -> int | None:
