@@ -1,0 +1,1 @@
+"""The study: theory without training, trainings of every head count, lengths, covariances, tasks, activations."""
