@@ -104,6 +104,12 @@ studies: $(VENV)/.dev
 	@$(BIN)/unbraid run icl_linear_regression --parts theory,heads,lengths,anisotropic,multitask,activations \
 		--heads 1,2,3,4,8 --seeds 5 --steps 24000 --side-steps 9000 --keep runs/studies/icl_linear_regression \
 		--out results/icl_linear_regression/small-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run random_feature_attention --seeds 5 --parts exact,curves,keys,mixing,degrees,frozen \
+		--keep runs/studies/random_feature_attention \
+		--out results/random_feature_attention/small-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run random_feature_attention --size full --seeds 3 --parts curves --heads 1000 \
+		--sizes 200,500,1000,2000,5000 --keep runs/studies/random_feature_attention-full \
+		--out results/random_feature_attention/full-$$(date +%Y%m%d-%H%M%S)
 
 # the versions of a fresh environment; every extra is resolved, those that tests do not need are not installed
 constraints:

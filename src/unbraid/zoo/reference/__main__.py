@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     scoring = actions.add_parser("score", help="let the oracle read samples of a packed model")
     scoring.add_argument("name", help=", ".join(NAMES))
     scoring.add_argument("--model", type=Path, help="folder of the packed model; the shipped one by default")
-    scoring.add_argument("--size", default="full", help="how much: tiny, small or full")
+    scoring.add_argument("--size", default="full", help="how much: tiny, small, medium or full")
     scoring.add_argument("--out", type=Path, default=SCORES, help="file for the scores, which others are kept in")
     return made
 

@@ -66,6 +66,7 @@ class Plan:
 PLANS = {
     "tiny": Plan(2, 1, (3.0,), (2,), 2, 8),
     "small": Plan(16, 1, (3.5,), (25,), 8, 100),
+    "medium": Plan(64, 1, (3.5, 5.0), (25,), 16, 200),
     "full": Plan(None, 3, GUIDANCES, STEPS, 24, 500),
 }
 
