@@ -243,7 +243,9 @@ def test_report_prints_and_writes_a_page(cli, place):
 
 def test_interrupted_says_what_was_written_and_is_130(place):
     line = [sys.executable, "-m", "unbraid.cli", "run", SLUG, "--mode", "wait", "--out", "mine"]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # tests that a shell started in the background ignore the signal, and what they start would too
+    with subprocess.Popen(line, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
         assert process.stdout.readline() == "waiting\n"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)

@@ -47,8 +47,8 @@ def test_all_seeds_and_head_counts_at_once_are_plain_loops_over_layers():
                 optimizer.step()
                 losses.append(float(loss.detach()))
             trained, plain = model.circuits(heads, k), read_circuits(single)
-            torch.testing.assert_close(trained.kq, plain.kq, atol=2e-5, rtol=1e-4)
-            torch.testing.assert_close(trained.ov, plain.ov, atol=2e-5, rtol=1e-4)
+            for one, other in ((trained.kq, plain.kq), (trained.ov, plain.ov)):  # Adam makes much of small gradients
+                torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-4)
             np.testing.assert_allclose(course["loss"][:, k, i], np.reshape(losses, (5, 5)).mean(1), rtol=1e-4)
     assert course["steps"] == [5, 10, 15, 20, 25]
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.spatial.distance import pdist
 
 from unbraid.core.errors import UnbraidError
 
@@ -233,6 +234,4 @@ def diversity(images: np.ndarray) -> float:
     step = max(1, min(height, width) // SIDE)
     small = images[:, :, : height // step * step, : width // step * step]
     small = small.reshape(n, channels, height // step, step, width // step, step).mean((3, 5)).reshape(n, -1)
-    square = (small**2).sum(1)
-    gap = np.maximum(square[:, None] + square[None] - 2 * small @ small.T, 0.0) / small.shape[1]
-    return float(np.sqrt(gap)[np.triu_indices(n, 1)].mean())
+    return float(pdist(small.astype(np.float64)).mean() / np.sqrt(small.shape[1]))
