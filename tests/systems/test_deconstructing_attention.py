@@ -54,9 +54,10 @@ def draws(*shape, scale=1.0):
 
 @pytest.mark.parametrize("block", [1, 3, 16])
 @pytest.mark.parametrize("joint", [True, False])
-def test_the_polynomial_is_its_double_sum(block, joint):
+@pytest.mark.parametrize("carry", [True, False])
+def test_the_polynomial_is_its_double_sum(block, joint, carry):
     q, k, v = draws(3, 2, 2, 11, 4).unbind(0)
-    ours = taylor(q, k, v, joint=joint, block=block)
+    ours = taylor(q, k, v, joint=joint, block=block, carry=carry)
     for i in range(11):
         u = torch.stack([(q[:, :, i] * k[:, :, j]).sum(-1) / 2 for j in range(i + 1)], -1)
         powers = [1 + u + u * u / 2] if joint else [torch.ones_like(u), u, u * u]
@@ -87,8 +88,9 @@ def test_gradients_of_both_forms_are_those_of_the_sums():
     u = q @ k.transpose(-1, -2) / 2
     w = (1 + u + u * u / 2).tril()
     want = torch.autograd.grad(((w / w.sum(-1, keepdim=True)) @ v.float()).square().sum(), (q, k))
-    ours = torch.autograd.grad(taylor(q, k, v.float(), block=4).square().sum(), (q, k))
-    torch.testing.assert_close(ours, want, rtol=1e-3, atol=1e-4)
+    for carry in (True, False):
+        ours = torch.autograd.grad(taylor(q, k, v.float(), block=4, carry=carry).square().sum(), (q, k))
+        torch.testing.assert_close(ours, want, rtol=1e-3, atol=1e-4)
 
 
 def rotated(x, places, base=10000.0):
@@ -192,16 +194,34 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("form", ["taylor", "pooled"])
-def test_no_tensor_grows_with_the_square_of_length(form):
+@pytest.mark.parametrize("form", ["carried", "pairs", "pooled"])
+def test_no_tensor_grows_with_the_square_of_length_forth_or_back(form):
     found = []
     for n in (1024, 2048):
-        q, v = draws(1, 1, n, 4), draws(1, 1, n, 4)
+        q, v = draws(1, 1, n, 4).requires_grad_(), draws(1, 1, n, 4)
         with Largest() as seen:
-            taylor(q, q, v, block=32) if form == "taylor" else pooled(q[..., 0], v, block=32)
+            out = (
+                pooled(q[..., 0], v, block=32) if form == "pooled" else taylor(q, q, v, block=32, carry=form[0] == "c")
+            )
+            out.sum().backward()
         found.append(seen.most)
     assert found[1] <= 2 * found[0]
-    assert found[1] < 2048 * 2048 / 64
+    assert found[1] <= 2048 * 2048 / 64
+
+
+@pytest.mark.parametrize("carry", [True, False])
+def test_what_the_polynomial_keeps_for_the_way_back_grows_with_length_alone(carry):
+    kept = []
+    for n in (512, 1024):
+        q, seen = draws(1, 1, n, 4).requires_grad_(), {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, seen=seen: seen.update({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()}) or x,
+            lambda x: x,
+        ):
+            out = taylor(q, q, q, block=32, carry=carry)
+        kept.append(sum(seen.values()))
+        out.sum().backward()
+    assert kept[1] <= 2.2 * kept[0]
 
 
 def test_a_model_of_pools_makes_no_matrix_either():
@@ -261,7 +281,8 @@ def test_maps_are_causal_and_sum_to_one(variant):
 
 
 def test_the_study_runs_resumes_and_reports(tmp_path):
-    given = {"size": "tiny", "seeds": 2, "keep": tmp_path, "progress": False, "variants": ["standard", "mlp", "random"]}
+    given = {"size": "tiny", "seeds": 2, "keep": tmp_path, "progress": False, "variants": ["standard", "mlp", "random"],
+             "parts": ["losses"]}  # fmt: skip
     first = run(**given)
     again = run(**given)
     assert again.meta["pieces_read_back"] == 10
@@ -288,6 +309,8 @@ WRONG = [
     (lambda: pooled(draws(1, 1, 3), draws(1, 1, 3, 2), block=0), "block"), (lambda: indicators(torch.eye(3)), "heads"),
     (lambda: run(variants=["flash"]), "variants"), (lambda: run(seeds=0), "seeds"),
     (lambda: run(size="paper"), "15 billion"),
+    (lambda: run(parts=["all"]), "parts"),
+    (lambda: run(parts=["abilities"], variants=["sequence"]), "prediction"),
     (lambda: run(lr=-1.0), "positive"), (lambda: run(placements=[]), "placements"),
 ]  # fmt: skip
 

@@ -37,6 +37,10 @@ CARD = Card(
             "training", "A trained hybrid collapses when its variant layers are left out.",
             "Table 1, 500M", "WikiText perplexity of at least 2e4",
         ),
+        ClaimSpec(
+            "abilities", "What a variant can move and bind follows from its definition, alone and interleaved.",
+            "Definitions of the variants; the probes are ours", "no figure: solved, or the level of a known guess",
+        ),
     ),
 )  # fmt: skip
 
@@ -49,6 +53,7 @@ _HOME = {
     "restore": "swapping",
     "skip": "swapping",
     "load": "swapping",
+    "memory": "swapping",
     "variants_of": "swapping",
     "place": "placement",
     "taylor": "mixing",

@@ -1,24 +1,31 @@
 """The two forms of mixing that need no matrix of pairs: a polynomial of the logits, and pooling by keys alone.
 
-Both go through the text in blocks and carry a sum from block to block, so memory grows with length, not its square.
+Both go through the text in blocks, so memory grows with length, not its square: pooling carries a sum from block to
+block; so does the polynomial for long texts, while for short ones a block of queries meets all keys before it, which is
+less work. With gradients, what a block of the polynomial makes is made again on the way back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from unbraid.core.errors import UnbraidError
 
 BLOCK = 128
+# times D² tokens: a query meets half of N keys, 2 D products each, or writes and reads D² features of D columns
+EVEN = 2
 Form = Callable[[Tensor], Tensor]
 
 
 def taylor(
-    query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None = None, *, joint: bool = True, block: int = BLOCK
-) -> Tensor:
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None = None, *, joint: bool = True, block: int = BLOCK,
+    carry: bool | None = None, state: list[Tensor] | None = None,
+) -> Tensor:  # fmt: skip
     """Causal attention with the exponential's polynomial of second order, 1 + u + u²/2 with u = q·k / √d.
 
     Args:
@@ -28,7 +35,10 @@ def taylor(
         keys: [B, N], False where a key is padding; None: all count.
         joint: one sum of weights under all three orders, never below half the number of keys. False: each order under
             its own, as the paper prints; the first order's sum can be zero or negative there.
-        block: queries and keys that meet as pairs; what lies before comes as a sum over D² features.
+        block: of queries that are taken at once.
+        carry: keys before the block come as one sum over D² features, else each by itself; None: what is less work,
+            the sum beyond 2 D² tokens.
+        state: sums of earlier tokens, empty before the first; changed in place. Its size does not depend on how many.
 
     Returns:
         [B, H, N, E]; zero for a query without a key.
@@ -45,17 +55,23 @@ def taylor(
     with_count = torch.cat([value.float(), torch.ones_like(value[..., :1], dtype=torch.float32)], -1)
     if keys is not None:
         with_count = with_count * keys[:, None, :, None].to(with_count.dtype)
+    if carry is None or state is not None:
+        carry = state is not None or q.shape[2] > EVEN * q.shape[-1] ** 2
     if joint:
-        sums = [_summed(q, k, with_count, lambda u: 1 + u + u * u / 2, _all_orders, block)]
+        orders: list[tuple[Form, Form]] = [(lambda u: 1 + u + u * u / 2, _all_orders)]
     else:
-        orders: list[tuple[Form, Form]] = [
+        orders = [
             (torch.ones_like, lambda x: torch.ones_like(x[..., :1])),
             (lambda u: u, lambda x: x),
             (torch.square, _pairs),
         ]  # fmt: skip
-        sums = [_summed(q, k, with_count, weight, features, block) for weight, features in orders]
-    parts = []
-    for one in sums:
+    parts, before = [], [None for _ in orders] if not state else list(state)
+    if state is not None:
+        state.clear()
+    for (weight, features), carried in zip(orders, before, strict=True):
+        one, carried = _summed(q, k, with_count, weight, features if carry else None, block, carried, state is not None)
+        if state is not None and carried is not None:
+            state.append(carried)
         above, below = one[..., :-1], one[..., -1:]
         parts.append(torch.where(below == 0, 0.0, above / torch.where(below == 0, 1.0, below)))
     return torch.stack(parts).sum(0).to(value.dtype)
@@ -69,22 +85,49 @@ def _all_orders(x: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(x[..., :1]), x, _pairs(x) / 2**0.5], -1)
 
 
-def _summed(q: Tensor, k: Tensor, v: Tensor, weight: Form, features: Form, block: int) -> Tensor:
-    """Sum over j up to i of weight(q_i·k_j) v_j, where weight(q·k) = features(q)·features(k)."""
-    outputs, carried = [], None
+def _summed(
+    q: Tensor, k: Tensor, v: Tensor, weight: Form, features: Form | None, block: int, carried: Tensor | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Sum over j up to i of weight(q_i·k_j) v_j, where weight(q·k) = features(q)·features(k); the sum carried on."""
+    outputs = []
     for start in range(0, q.shape[2], block):
-        a, b, c = (x[:, :, start : start + block] for x in (q, k, v))
-        here = weight(a @ b.transpose(-1, -2)).tril() @ c
-        if carried is not None:
-            here = here + features(a) @ carried
+        end = start + block
+        first = 0 if features is None else start
+        given = (q[:, :, start:end], k[:, :, first:end], v[:, :, first:end])
+        here = _again(_pairwise, weight, start - first, *given)
+        if features is not None:
+            if carried is not None:
+                here = here + _again(_read, features, given[0], carried)
+            if keep or end < q.shape[2]:
+                more = _again(_written, features, *given[1:])
+                carried = more if carried is None else carried + more
         outputs.append(here)
-        if start + block < q.shape[2]:
-            more = features(b).transpose(-1, -2) @ c
-            carried = more if carried is None else carried + more
-    return torch.cat(outputs, 2)
+    return torch.cat(outputs, 2), carried
 
 
-def pooled(score: Tensor, value: Tensor, keys: Tensor | None = None, *, block: int = BLOCK) -> Tensor:
+def _pairwise(weight: Form, offset: int, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return weight(a @ b.transpose(-1, -2)).tril(offset) @ c
+
+
+def _read(features: Form, a: Tensor, carried: Tensor) -> Tensor:
+    return features(a) @ carried
+
+
+def _written(features: Form, b: Tensor, c: Tensor) -> Tensor:
+    return features(b).transpose(-1, -2) @ c
+
+
+def _again(form: Callable[..., Tensor], *given: Any) -> Tensor:
+    """A result whose intermediate tensors are not kept for the way back."""
+    if not torch.is_grad_enabled():
+        return form(*given)
+    return cast("Tensor", checkpoint(form, *given, use_reentrant=False, preserve_rng_state=False))
+
+
+def pooled(
+    score: Tensor, value: Tensor, keys: Tensor | None = None, *, block: int = BLOCK, state: list[Tensor] | None = None
+) -> Tensor:
     """Mean of all values so far, weighed by a score that a key has by itself: softmax of scores up to each place.
 
     The greatest score so far is taken off before the exponential, so scores of thousands do no harm.
@@ -94,6 +137,7 @@ def pooled(score: Tensor, value: Tensor, keys: Tensor | None = None, *, block: i
         value: [B, H, N, E].
         keys: [B, N], False where a key is padding; None: all count.
         block: places that meet as pairs.
+        state: sum of earlier tokens and their greatest score, empty before the first; changed in place.
 
     Returns:
         [B, H, N, E]; zero for a place without a key.
@@ -109,11 +153,14 @@ def pooled(score: Tensor, value: Tensor, keys: Tensor | None = None, *, block: i
     s = score.float()
     if keys is not None:
         s = s.masked_fill(~keys[:, None].bool(), low)
+    carried, at = state if state else (None, None)
     top = s.detach().cummax(-1).values
+    if at is not None:
+        top = torch.maximum(top, at)
     with_count = torch.cat([value.float(), torch.ones_like(value[..., :1], dtype=torch.float32)], -1)
     if keys is not None:
         with_count = with_count * keys[:, None, :, None].to(with_count.dtype)
-    outputs, carried, at = [], None, None
+    outputs = []
     for start in range(0, s.shape[2], block):
         part = slice(start, start + block)
         a, peak, c = s[:, :, part], top[:, :, part], with_count[:, :, part]
@@ -123,6 +170,8 @@ def pooled(score: Tensor, value: Tensor, keys: Tensor | None = None, *, block: i
             here = here + (at - peak).exp()[..., None] * carried[:, :, None]
         outputs.append(here)
         carried, at = here[:, :, -1], peak[:, :, -1:]
+    if state is not None and carried is not None and at is not None:
+        state[:] = [carried, at]
     total = torch.cat(outputs, 2)
     below = total[..., -1:]
     return torch.where(below == 0, 0.0, total[..., :-1] / torch.where(below == 0, 1.0, below)).to(value.dtype)

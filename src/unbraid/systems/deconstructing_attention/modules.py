@@ -69,18 +69,20 @@ class Mixer(nn.Module):
             query, key = (x[0][:, now.positions].transpose(0, 1) for x in (query, key))
         return query, key
 
-    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    def mix(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, state: list[Tensor] | None = None
+    ) -> Tensor:
         """The variant's mean of values: [B, H, N, E]; queries and keys may have one row for all texts."""
         keys = self.__dict__["seen"][1].now.keys
         if self.variant == "approximate":
-            return taylor(query, key, value, keys, joint=self.joint)
+            return taylor(query, key, value, keys, joint=self.joint, state=state)
         if self.variant == "non_approximate":
-            return pooled((query.float() * key.float()).sum(-1) * self.scaling, value, keys)
+            return pooled((query.float() * key.float()).sum(-1) * self.scaling, value, keys, state=state)
         rows = len(value)
         dropout = self.dropout if self.training else 0.0
         return sdpa(
             query.expand(rows, -1, -1, -1), key.expand(rows, -1, -1, -1), value, mask, dropout,
-            is_causal=mask is None, scale=self.scaling,
+            is_causal=mask is None and query.shape[2] > 1, scale=self.scaling,
         )  # fmt: skip
 
     def forward(
@@ -90,7 +92,12 @@ class Mixer(nn.Module):
         """As the module whose place it takes, without probabilities."""
         query, key = self.query_key(hidden_states, *position_embeddings)
         value = self.split("v", hidden_states).repeat_interleave(self.groups, 1)
-        mixed = self.mix(query, key, value, attention_mask)
+        cache, state = self.__dict__["seen"][1].now.cache, None
+        if cache is not None:
+            state = cache.sums(self.layer_idx)
+            if state is None:
+                key, value = cache.update(key, value, self.layer_idx)
+        mixed = self.mix(query, key, value, attention_mask, state)
         return self.get_submodule("o_proj")(mixed.transpose(1, 2).flatten(2)), None
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unbraid.core.errors import UnbraidError
+from unbraid.systems.deconstructing_attention.decoding import Memory
 
 
 class Now:
@@ -18,6 +19,7 @@ class Now:
         self.keys: Tensor | None = None
         self.positions: Tensor | None = None
         self.rows: dict[str, int] = {}
+        self.cache: Memory | None = None
 
     def __deepcopy__(self, memo: Any) -> Now:
         return Now()
@@ -50,11 +52,7 @@ class Streams(nn.Module):
             raise UnbraidError(
                 "give a deconstructed model its inputs by name: model(input_ids=..., attention_mask=...)."
             )
-        if given.get("past_key_values") is not None or given.get("use_cache"):
-            raise UnbraidError(
-                "a deconstructed model keeps no keys and values of earlier tokens: call it, or generate, with "
-                "use_cache=False, which gives the same text."
-            )
+        cache = self._cache(base, given)
         mask = given.get("attention_mask")
         if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
             raise UnbraidError(
@@ -76,9 +74,23 @@ class Streams(nn.Module):
             embedded = torch.cat([embedded, *(row[None] for row in extra.values())])
             mask = None if mask is None else torch.cat([mask, mask.new_ones(len(extra), length)])
             given["position_ids"] = self._positions(given.get("position_ids"), count, len(extra), length)
-        now.embedded, now.keys = embedded, None if mask is None else mask.bool()
-        given |= {"inputs_embeds": embedded, "attention_mask": mask, "use_cache": False}
+        now.embedded, now.keys = embedded, None if mask is None else mask.bool()[:, -length:]
+        now.cache = cache
+        given |= {"inputs_embeds": embedded, "attention_mask": mask, "use_cache": cache is not None}
         return (), given
+
+    def _cache(self, base: Any, given: dict[str, Any]) -> Memory | None:
+        cache = given.get("past_key_values")
+        if cache is None and not given.get("use_cache"):
+            return None
+        if not isinstance(cache, Memory):
+            raise UnbraidError(
+                "a deconstructed model takes no such cache of earlier tokens: call it, or generate, with "
+                "past_key_values=memory(model), or with use_cache=False, which gives the same text."
+            )
+        if cache.variants != base.config.deconstruction["variants"]:
+            raise UnbraidError("this memory is of a model with other variants; make one with memory(model).")
+        return cache
 
     def _extra(self, base: Any, length: int, like: Tensor) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -113,6 +125,8 @@ class Streams(nn.Module):
         """Forward hook of the decoder: the rows beside the batch go."""
         now = self.now
         extra = len(now.rows)
+        if now.cache is not None and now.embedded is not None:
+            now.cache.seen(now.embedded.shape[1])
         if not torch.is_grad_enabled():  # with gradients, checkpointed layers run again later and read it
             self.now = Now()
         if not extra:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,8 +13,10 @@ from unbraid.core.errors import UnbraidError
 from unbraid.systems.deconstructing_attention.placement import PLACEMENTS, VARIANTS
 
 if TYPE_CHECKING:
+    from unbraid.core.pieces import Pieces
     from unbraid.core.result import Result
 
+PARTS = ("losses", "abilities")
 LARGE = ("70m", "160m", "paper", "1.7b")
 
 
@@ -28,6 +31,7 @@ def run(
     precision: Literal["no", "bf16", "fp16"] = "no",
     device: str | None = None,
     keep: Path | None = None,
+    parts: Sequence[str] = PARTS,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Result:
@@ -46,6 +50,8 @@ def run(
         precision: Of training.
         device: Where to train; by default where accelerate says.
         keep: Folder for finished pieces; a run that is started again with it goes on where it stopped.
+        parts: Out of losses (the language models) and abilities (small models trained on probes that a variant can or
+            cannot solve by its definition, half a minute each; size tiny takes three steps of them).
         seed: First of the seeds.
         progress: Show progress on stderr; by default when that is a terminal.
 
@@ -53,41 +59,70 @@ def run(
         Losses, with and without the variant layers, beside the paper's, and the claims.
     """
     given, start = dict(locals()), time.perf_counter()
-    check(variants, placements, seeds, steps, lr, size, tokens)
+    check(variants, placements, parts, seeds, steps, lr, size, tokens)
     from unbraid.core.pieces import Pieces
     from unbraid.core.progress import bar
+    from unbraid.systems.deconstructing_attention.capabilities import chosen
     from unbraid.systems.deconstructing_attention.pretraining import pretrain
     from unbraid.systems.deconstructing_attention.report import make_result
     from unbraid.zoo.loading import check_device
 
     if device is not None:
         check_device(device)
+    wanted = chosen(variants, placements) if "abilities" in parts else []
+    if not wanted and "losses" not in parts:
+        raise UnbraidError(
+            f"no probe has a prediction for {', '.join(variants)} placed {', '.join(placements)}: take variants out of "
+            "standard, mlp, random and static, uniform, or random hybrid."
+        )
     store = Pieces(keep, {"study": 1})
     kinds = [(v, p) for v in variants for p in placements if v != "standard"]
-    kinds = ([("standard", "uniform")] if "standard" in variants else []) + kinds
+    kinds = ([("standard", "uniform")] if "standard" in variants else []) + kinds if "losses" in parts else []
     how: dict[str, Any] = {"steps": steps, "lr": lr, "own": tokens, "device": device, "precision": precision}
-    rows = []
-    with bar(progress, "Trainings", seeds * len(kinds)) as tick:
-        for number in range(seed, seed + seeds):
-            for variant, placement in kinds:
+    numbers, rows, cells = range(seed, seed + seeds), [], []
+    if kinds:
+        with bar(progress, "Trainings", seeds * len(kinds)) as tick:
+            for number, (variant, placement) in product(numbers, kinds):
                 key = {"variant": variant, "placement": placement, "seed": number, "size": size, **how}
                 folder = None if keep is None or size in ("tiny", "small") else store.path("training", key, "")
                 make = partial(pretrain, variant, placement, size, number, checkpoint_dir=folder, **how)
                 rows.append(store.get("pretraining", key, make))
                 tick()
-    return make_result(rows, given, time.perf_counter() - start, store.read_back)
+    if wanted:
+        cells = _cells(store, numbers, wanted, size, device, progress)
+    return make_result(rows, cells, given, time.perf_counter() - start, store.read_back)
+
+
+def _cells(
+    store: Pieces, numbers: range, wanted: list[tuple[str, str, str, str]], size: str, device: str | None,
+    progress: bool | None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Probes of the configurations with a prediction; at size tiny a few steps, which show that it runs."""
+    from unbraid.core.progress import bar
+    from unbraid.systems.deconstructing_attention.capabilities import STEPS, train
+
+    steps, rows = 3 if size == "tiny" else STEPS, []
+    with bar(progress, "Probes", len(numbers) * len(wanted)) as tick:
+        for number, (variant, placement, probe, predicted) in product(numbers, wanted):
+            key = {"variant": variant, "placement": placement, "probe": probe, "seed": number, "steps": steps}
+            made = store.get("probe", key, partial(train, variant, placement, probe, number, steps, device))
+            rows.append({**made, "predicted": predicted})
+            tick()
+    return rows
 
 
 def check(
-    variants: Sequence[str], placements: Sequence[str], seeds: int, steps: int | None, lr: float | None, size: str,
-    tokens: Path | None,
+    variants: Sequence[str], placements: Sequence[str], parts: Sequence[str], seeds: int, steps: int | None,
+    lr: float | None, size: str, tokens: Path | None,
 ) -> None:  # fmt: skip
     """Refuses what cannot be run, before anything is.
 
     Raises:
         UnbraidError: which argument, and what is accepted.
     """
-    for what, listed, known in (("variants", variants, VARIANTS), ("placements", placements, PLACEMENTS)):
+    for what, listed, known in (
+        ("variants", variants, VARIANTS), ("placements", placements, PLACEMENTS), ("parts", parts, PARTS),
+    ):  # fmt: skip
         unknown = [n for n in listed if n not in known]
         if isinstance(listed, str) or unknown or not listed or len(set(listed)) < len(listed):
             said = listed if isinstance(listed, str) else ", ".join(listed) or "empty"
@@ -99,7 +134,7 @@ def check(
         raise UnbraidError(f"lr is {lr}; it must be positive.")
     if size not in ("tiny", "small", "medium", *LARGE):
         raise UnbraidError(f"size is {size!r}; it must be tiny, small, medium or one of {', '.join(LARGE)}.")
-    if size in LARGE and tokens is None:
+    if size in LARGE and tokens is None and "losses" in parts:
         raise UnbraidError(
             f"size {size} reads 15 billion tokens; the text that ships with Python has less than a million: give "
             "--tokens FILE.npy of your own, or take the size medium."

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from unbraid.core.errors import UnbraidError
 from unbraid.core.system import System
 from unbraid.systems.deconstructing_attention import CARD
+from unbraid.systems.deconstructing_attention.decoding import Memory
 from unbraid.systems.deconstructing_attention.modules import Mixer, NoMixing, initialise
 from unbraid.systems.deconstructing_attention.placement import VARIANTS, place
 from unbraid.systems.deconstructing_attention.streams import Streams
@@ -27,8 +28,8 @@ def deconstruct(
 ) -> nn.Module:  # fmt: skip
     """Put variants in the place of attention, in place: one name for each layer.
 
-    Weights keep their values and names; those of "mlp" are new, drawn with the model's own spread. Afterwards the model
-    keeps no cache: `generate` works and computes the whole text for each token.
+    Weights keep their values and names; those of "mlp" are new, drawn with the model's own spread. Afterwards
+    `generate` computes the whole text for each token, unless it is given `memory(model)`.
 
     Args:
         model: a causal language model of transformers: Llama, Qwen2, Qwen3 or Mistral, without sliding windows.
@@ -157,6 +158,22 @@ def variants_of(model: nn.Module) -> list[str]:
         own = layer.self_attn
         found.append("mlp" if isinstance(own, NoMixing) else own.variant if isinstance(own, Mixer) else "standard")
     return found
+
+
+def memory(model: nn.Module) -> Memory:
+    """A new cache for `generate` or for calls of the model: past_key_values=memory(model), use_cache=True.
+
+    Layers of "approximate" and "non_approximate" keep sums, whose size does not depend on the tokens; "mlp" keeps
+    nothing, "standard" and "static" keep keys and values.
+
+    Args:
+        model: deconstructed.
+
+    Raises:
+        UnbraidError: the model is not deconstructed, or a layer is "random" or "sequence".
+    """
+    _streams(model)
+    return Memory(variants_of(model))
 
 
 def skip(model: nn.Module) -> nn.Module:
