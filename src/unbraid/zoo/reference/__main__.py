@@ -25,7 +25,6 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--batch", type=int, help="scenes per step; the stage's own by default")
         if stage == "sd3":
             one.add_argument("--start", type=Path, help="a packed tiny-sd3 whose weights are gone on with")
-            one.add_argument("--lr", type=float, help="highest learning rate; 8e-4 by default")
             one.add_argument("--compiled", action="store_true", help="compile the blocks: worth it for long trainings")
     packing = actions.add_parser("pack", help="assemble a model in half precision, with its card")
     packing.add_argument("name", help=", ".join(NAMES))

@@ -56,6 +56,8 @@ def card(
     commands = [f"    python -m unbraid.zoo.reference {stage} --keep runs/reference" for stage in STAGES[name]]
     if steps:
         commands[-1] += f" --steps {steps}"
+    if name == "tiny-sd3":
+        commands[-1] += " --compiled"
     if began:
         commands[-1] += " --start EARLIER"
     files = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))

@@ -161,7 +161,7 @@ def train_sd3(
     steps: int = 12_000,
     size: int = 60_000,
     batch: int = 32,
-    lr: float = 8e-4,
+    lr: float = 6e-4,
     precision: str = "bf16",
     start: Path | None = None,
     compiled: bool = False,
