@@ -7,7 +7,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from unbraid.core.errors import UnbraidError
 from unbraid.systems.deconstructing_attention import deconstruct, memory, place, pooled, restore, taylor
 
-KEPT = ("mlp", "approximate", "non_approximate", "static")
+KEPT = ("mlp", "approximate", "non_approximate", "static", "random", "sequence")
 
 
 def model(variant, placement="uniform", joint=True):
@@ -21,7 +21,8 @@ def model(variant, placement="uniform", joint=True):
         for name, weight in net.named_parameters():
             if "proj" in name or "embed" in name:
                 weight.mul_(4)
-    return deconstruct(net, place(variant, placement, 4), joint=joint)
+    fixed = torch.arange(64) % 50 if variant == "sequence" else None
+    return deconstruct(net, place(variant, placement, 4), joint=joint, tokens=fixed, longest=64)
 
 
 def ids(rows=3, length=14):
@@ -87,8 +88,9 @@ def test_generate_with_memory_gives_the_same_text(variant, beams):
     lengths = []
     net.model.register_forward_pre_hook(lambda m, a, k: lengths.append(k["inputs_embeds"].shape[1]), with_kwargs=True)
     slow = net.generate(x, **how)
+    kept = memory(net)
     lengths.clear()
-    assert torch.equal(net.generate(x, **how, past_key_values=memory(net), use_cache=True), slow)
+    assert torch.equal(net.generate(x, **how, past_key_values=kept, use_cache=True), slow)
     assert max(lengths[1:]) == 1
 
 
@@ -106,6 +108,32 @@ def test_what_is_kept_does_not_grow(variant):
     assert (kept.numel(), kept.get_seq_length()) == (0, 0)
 
 
+@pytest.mark.parametrize("variant", ["random", "sequence"])
+def test_fixed_maps_are_computed_once_and_values_alone_are_kept(variant):
+    net = model(variant).train()
+    kept = memory(net, longest=20)
+    assert net.training
+    assert all(layer.training for layer in net.model.layers)
+    rows = []
+    net.model.layers[0].register_forward_hook(
+        lambda m, a, out: rows.append(len(out[0] if isinstance(out, tuple) else out))
+    )
+    for _ in range(2):
+        with torch.no_grad():
+            net(input_ids=ids(3, 14), past_key_values=kept, use_cache=True)
+        assert kept.numel() == 4 * 3 * 14 * (48 + 1)  # layers, texts, tokens: a value and the number of its place
+        kept.reset()
+    assert rows == [3, 3]  # no row beside the batch
+
+
+def test_a_memory_of_fixed_maps_has_the_gradients_of_values():
+    net, x = model("random"), ids()
+    out = net(input_ids=x, past_key_values=memory(net), use_cache=True)
+    out.logits.sum().backward()
+    assert net.model.layers[0].self_attn.v_proj.weight.grad.abs().sum() > 0
+    assert net.model.layers[0].self_attn.q_proj.weight.grad is None  # maps are as they were when it was made
+
+
 def refused(variant, cache):
     net = model(variant)
     return net(input_ids=ids(), past_key_values=cache(net), use_cache=True)
@@ -114,7 +142,9 @@ def refused(variant, cache):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (lambda: memory(model("random")), "fixed maps"),
+        (lambda: memory(model("random"), longest=65), "end at 64"),
+        (lambda: memory(model("random"), longest=0), "at least 1"),
+        (lambda: refused("random", lambda net: memory(net, longest=9)), "grown to 14"),
         (lambda: memory(restore(model("mlp"))), "not deconstructed"),
         (lambda: refused("mlp", lambda net: DynamicCache()), "memory"),
         (lambda: refused("mlp", lambda net: memory(model("approximate"))), "other variants"),

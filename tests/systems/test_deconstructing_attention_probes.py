@@ -1,10 +1,13 @@
 """Probes of what a variant can do by its definition: their answers, their levels, their page."""
 
+from itertools import product
+
 import pytest
 import torch
 
 from unbraid.systems.deconstructing_attention import capabilities, run
 from unbraid.systems.deconstructing_attention.matrix import ability, matrix, picture
+from unbraid.systems.deconstructing_attention.placement import VARIANTS
 
 
 def test_probes_ask_for_what_they_say():
@@ -27,14 +30,14 @@ def test_the_best_guess_from_a_bag():
 
 def test_a_probe_is_learnt_by_who_can():
     """The exact copy is what mixing is for; a token alone says nothing of the one three back."""
-    assert capabilities.train("random", "uniform", "copy", 0, steps=60)["accuracy"] > 0.9
-    found = capabilities.train("mlp", "uniform", "copy", 0, steps=20)
+    assert capabilities.train(capabilities.Cell("random", "uniform", "copy", "solved", steps=60), 0)["accuracy"] > 0.9
+    found = capabilities.train(capabilities.Cell("mlp", "uniform", "copy", "chance", steps=20), 0)
     assert capabilities.as_predicted(found["accuracy"], "chance")
     assert found["skipped"] is None
 
 
 def test_a_hybrid_is_also_tested_without_its_layers():
-    found = capabilities.train("random", "hybrid", "key first", 0, steps=2)
+    found = capabilities.train(capabilities.Cell("random", "hybrid", "key first", "solved", steps=2), 0)
     assert 0 <= found["skipped"] <= 0.35
     assert found["skipped"] != found["accuracy"]
 
@@ -56,12 +59,12 @@ def made(accuracy=1.0, skipped=0.2, steps=800):
     level = {"solved": 1.0, "bag": 0.39, "chance": 0.1, "below": 0.5}
     rows = []
     for seed in (0, 1):
-        for variant, placement, probe, predicted in capabilities.CELLS:
-            odd = seed == 1 and (placement, probe) == ("hybrid", "key first")
+        for cell in capabilities.CELLS:
+            odd = seed == 1 and (cell.placement, cell.probe) == ("hybrid", "key first")
             rows.append(
-                {"variant": variant, "placement": placement, "probe": probe, "predicted": predicted, "seed": seed,
-                 "steps": steps, "accuracy": accuracy if odd else level[predicted],
-                 "skipped": None if placement == "uniform" else skipped if odd else 0.2}
+                {**cell._replace(steps=steps)._asdict(), "seed": seed,
+                 "accuracy": accuracy if odd else level[cell.predicted],
+                 "skipped": None if cell.placement == "uniform" else skipped if odd else 0.2}
             )  # fmt: skip
     return rows
 
@@ -91,6 +94,28 @@ def test_the_grid_shows_the_table():
     assert figure.values[at] == (1.0, 1.0, 0.5)
     assert figure.array[figure.rows.index("mlp, uniform"), 1] != 0
     assert picture([]) == []
+
+
+def test_the_whole_matrix_asks_every_variant_every_probe():
+    cells = capabilities.chosen(VARIANTS, ["uniform", "hybrid"], whole=True)
+    assert len({c._replace(predicted="") for c in cells}) == len(cells)
+    assert {(c.variant, c.probe) for c in cells if c.placement == "uniform"} == set(
+        product(VARIANTS, capabilities.PROBES)
+    )
+    others = set(VARIANTS) - {"standard", "approximate"}
+    assert {(c.variant, c.probe) for c in cells if c.placement == "hybrid"} == set(product(others, capabilities.PROBES))
+    assert capabilities.chosen(VARIANTS, ["uniform", "hybrid"]) == list(capabilities.CELLS)
+    assert capabilities.chosen(["sequence"], ["uniform"]) == []
+
+
+def test_models_of_more_layers_have_rows_of_their_own():
+    cells = [c for c in capabilities.MORE if (c.variant, c.placement, c.probe) == ("mlp", "hybrid", "key first")]
+    rows = [
+        {**c._asdict(), "seed": 0, "accuracy": {"bag": 0.39, "solved": 1.0}[c.predicted], "skipped": 0.2} for c in cells
+    ]
+    assert [(r["placement"], r["as predicted"]) for r in matrix(rows)] == [
+        ("hybrid", 1), ("hybrid, 4 layers", 1), ("hybrid, 4 layers, skipped", 1),
+    ]  # fmt: skip
 
 
 def test_the_probes_run_alone_and_resume(tmp_path):

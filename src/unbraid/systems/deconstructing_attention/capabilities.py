@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,15 +26,73 @@ KEYS, VALUES, PAIRS, LAG, LENGTH, WIDTH, LAYERS = 12, 8, 5, 3, 24, 64, 2
 PROBES = ("copy", "value first", "key first")
 BATCH, STEPS, RATE, TESTED = 64, 800, 3e-3, 2_000
 SOLVED, NEAR, UNMIXED, LEFT, BELOW = 0.97, 0.03, 0.20, 0.30, 0.9
-# what each configuration does by definition; "below": not solved, and no more is known
-CELLS: tuple[tuple[str, str, str, str], ...] = (
-    ("standard", "uniform", "copy", "solved"), ("standard", "uniform", "key first", "solved"),
-    ("mlp", "uniform", "copy", "chance"), ("mlp", "uniform", "key first", "chance"),
-    ("random", "uniform", "copy", "solved"), ("random", "uniform", "key first", "bag"),
-    ("static", "uniform", "copy", "solved"), ("static", "uniform", "value first", "solved"),
-    ("static", "uniform", "key first", "below"),
-    ("random", "hybrid", "copy", "solved"), ("random", "hybrid", "key first", "solved"),
+
+
+class Cell(NamedTuple):
+    """A configuration, a probe, and what the definition says of them.
+
+    Attributes:
+        variant: one of `VARIANTS`.
+        placement: uniform or hybrid.
+        probe: one of `PROBES`.
+        predicted: see `as_predicted`.
+        layers: of the model.
+        steps: of the optimizer.
+        batch: texts a step.
+    """
+
+    variant: str
+    placement: str
+    probe: str
+    predicted: str
+    layers: int = LAYERS
+    steps: int = STEPS
+    batch: int = BATCH
+
+
+LONG, LONGER = (LAYERS, 1_500, 128), (4, 2_500, 128)  # where training rests on the bag's plateau first
+CELLS = tuple(
+    Cell(*words)
+    for words in (
+        ("standard", "uniform", "copy", "solved"), ("standard", "uniform", "key first", "solved"),
+        ("mlp", "uniform", "copy", "chance"), ("mlp", "uniform", "key first", "chance"),
+        ("random", "uniform", "copy", "solved"), ("random", "uniform", "key first", "bag"),
+        ("static", "uniform", "copy", "solved"), ("static", "uniform", "value first", "solved"),
+        ("static", "uniform", "key first", "below"),
+        ("random", "hybrid", "copy", "solved"), ("random", "hybrid", "key first", "solved"),
+    )
 )  # fmt: skip
+# the rest of the matrix. Pooling by keys alone does not say where a token is: copying stays partial, and its hybrid of
+# two layers has no neighbour to hand on, as that of no mixing has none; with four layers, two standard ones bind
+MORE = (
+    Cell("standard", "uniform", "value first", "solved", *LONG),
+    Cell("mlp", "uniform", "value first", "chance"),
+    Cell("approximate", "uniform", "copy", "solved"),
+    Cell("approximate", "uniform", "value first", "solved", *LONG),
+    Cell("approximate", "uniform", "key first", "solved"),
+    Cell("non_approximate", "uniform", "copy", "below"),
+    Cell("non_approximate", "uniform", "value first", "bag"),
+    Cell("non_approximate", "uniform", "key first", "bag"),
+    Cell("random", "uniform", "value first", "bag"),
+    Cell("sequence", "uniform", "copy", "solved"),
+    Cell("sequence", "uniform", "value first", "bag"),
+    Cell("sequence", "uniform", "key first", "bag"),
+    Cell("random", "hybrid", "value first", "solved"),
+    Cell("sequence", "hybrid", "copy", "solved"),
+    Cell("sequence", "hybrid", "value first", "solved"),
+    Cell("sequence", "hybrid", "key first", "solved"),
+    Cell("static", "hybrid", "copy", "solved"),
+    Cell("static", "hybrid", "value first", "solved", *LONG),
+    Cell("static", "hybrid", "key first", "solved"),
+    Cell("mlp", "hybrid", "copy", "solved"),
+    Cell("mlp", "hybrid", "value first", "bag"),
+    Cell("mlp", "hybrid", "key first", "bag"),
+    Cell("mlp", "hybrid", "key first", "solved", 4),
+    Cell("non_approximate", "hybrid", "copy", "solved"),
+    Cell("non_approximate", "hybrid", "value first", "bag"),
+    Cell("non_approximate", "hybrid", "key first", "bag"),
+    Cell("non_approximate", "hybrid", "key first", "solved", *LONGER),
+)
 
 
 @cache
@@ -70,24 +128,19 @@ def draw(probe: str, count: int, generator: torch.Generator) -> tuple[Tensor, Te
     return ids, answers
 
 
-def train(
-    variant: str, placement: str, probe: str, seed: int, steps: int = STEPS, device: str | None = None
-) -> dict[str, Any]:
-    """One cell: a Qwen2 model of two layers, trained on a probe.
+def train(cell: Cell, seed: int, device: str | None = None) -> dict[str, Any]:
+    """One cell: a Qwen2 model of some layers, trained on a probe.
 
     Args:
-        variant: one of `VARIANTS`.
-        placement: uniform or hybrid.
-        probe: one of `PROBES`.
+        cell: what is trained, on what, and how long.
         seed: of weights and texts.
-        steps: of the optimizer.
         device: where to train; None: where accelerate says.
 
     Returns:
         The cell's names, its accuracy on new texts, and a hybrid's without its variant layers, not trained again.
     """
     config = CONFIG(
-        vocab_size=KEYS + VALUES, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=LAYERS,
+        vocab_size=KEYS + VALUES, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=cell.layers,
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=LENGTH, use_cache=False,
         bos_token_id=0, eos_token_id=0, tie_word_embeddings=False,
     )  # fmt: skip
@@ -95,7 +148,7 @@ def train(
         torch.manual_seed(seed)
         model: Any = Qwen2ForCausalLM(config)
     fixed = torch.randint(0, KEYS + VALUES, (LENGTH,), generator=torch.Generator().manual_seed(seed))
-    deconstruct(model, place(variant, placement, LAYERS), seed=seed, tokens=fixed, longest=LENGTH)
+    deconstruct(model, place(cell.variant, cell.placement, cell.layers), seed=seed, tokens=fixed, longest=LENGTH)
     if device is not None:
         model.to(device)
 
@@ -104,15 +157,13 @@ def train(
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[1].flatten(), ignore_index=-100)
 
     fit_loop(
-        model, loss, lambda number, generator: draw(probe, BATCH, generator), steps=steps, seed=seed, grad_clip=1.0,
-        device=device, progress=False, lr=RATE,
-        scheduler=lambda o: torch.optim.lr_scheduler.OneCycleLR(o, RATE, total_steps=steps + 1),
+        model, loss, lambda number, generator: draw(cell.probe, cell.batch, generator), steps=cell.steps, seed=seed,
+        grad_clip=1.0, device=device, progress=False, lr=RATE,
+        scheduler=lambda o: torch.optim.lr_scheduler.OneCycleLR(o, RATE, total_steps=cell.steps + 1),
     )  # fmt: skip
-    tested = draw(probe, TESTED, torch.Generator().manual_seed(10_000 + seed))
-    return {
-        "variant": variant, "placement": placement, "probe": probe, "seed": seed, "steps": steps,
-        "accuracy": _right(model, *tested), "skipped": None if placement == "uniform" else _right(skip(model), *tested),
-    }  # fmt: skip
+    tested = draw(cell.probe, TESTED, torch.Generator().manual_seed(10_000 + seed))
+    left = None if cell.placement == "uniform" else _right(skip(model), *tested)
+    return {**cell._asdict(), "seed": seed, "accuracy": _right(model, *tested), "skipped": left}
 
 
 def _right(model: Any, ids: Tensor, answers: Tensor) -> float:
@@ -138,6 +189,13 @@ def as_predicted(accuracy: float, predicted: str) -> bool:
     }[predicted]  # fmt: skip
 
 
-def chosen(variants: Sequence[str], placements: Sequence[str]) -> list[tuple[str, str, str, str]]:
-    """The configurations with a prediction among those asked for; the standard model counts as placed anyhow."""
-    return [c for c in CELLS if c[0] in variants and (c[0] == "standard" or c[1] in placements)]
+def chosen(variants: Sequence[str], placements: Sequence[str], whole: bool = False) -> list[Cell]:
+    """The configurations with a prediction among those asked for; the standard model counts as placed anyhow.
+
+    Args:
+        variants: of `VARIANTS`.
+        placements: of `PLACEMENTS`.
+        whole: all of the matrix, else the cells that take half a minute each and tell the variants apart.
+    """
+    cells = CELLS + MORE if whole else CELLS
+    return [c for c in cells if c.variant in variants and (c.variant == "standard" or c.placement in placements)]

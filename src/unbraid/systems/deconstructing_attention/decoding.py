@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -82,25 +82,26 @@ class Sums(CacheLayerMixin):
 class Memory(Cache):
     """The cache of a deconstructed model, for one text or batch; `memory` makes it.
 
+    A layer with fixed maps has its queries and keys from the start, the same for all texts: of a token it keeps the
+    value, and as its key the number of its place.
+
     Args:
         variants: of each layer.
-
-    Raises:
-        UnbraidError: a layer has fixed maps.
+        maps: queries and keys [heads, longest, D] of the layers that have fixed maps.
 
     Reference:
         arXiv 2510.11602, Eqs. 14-18 (recurrent forms) and its table of cache sizes.
     """
 
-    def __init__(self, variants: Sequence[str]) -> None:
-        fixed = [v for v in variants if v in ("random", "sequence")]
-        if fixed:
-            raise UnbraidError(
-                f"the variant {fixed[0]!r} has fixed maps and no memory of earlier tokens yet; generate with "
-                "use_cache=False, which gives the same text."
-            )
-        self.variants = list(variants)
-        super().__init__(layers=[DynamicLayer() if v in ("standard", "static") else Sums() for v in variants])
+    def __init__(self, variants: Sequence[str], maps: Mapping[int, tuple[Tensor, Tensor]] | None = None) -> None:
+        self.variants, self.maps = list(variants), dict(maps or {})
+        summed = ("mlp", "approximate", "non_approximate")
+        super().__init__(layers=[Sums() if v in summed else DynamicLayer() for v in variants])
+
+    @property
+    def longest(self) -> int | None:
+        """Places that the maps have; None without fixed maps."""
+        return min((key.shape[1] for _, key in self.maps.values()), default=None)
 
     def seen(self, count: int) -> None:
         """Count tokens that have gone through the model."""
@@ -113,8 +114,27 @@ class Memory(Cache):
         found = self.layers[layer]
         return found.state if isinstance(found, Sums) else None
 
+    def fixed(self, layer: int, places: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of new tokens, and keys and values of all, in a layer with fixed maps.
+
+        Args:
+            layer: its number.
+            places: of the new tokens [B, n].
+            value: of the new tokens [B, H, n, D].
+
+        Returns:
+            Queries [B, H, n, D], keys [B, H, N, D] and values of that shape; one row of queries and keys where all
+            texts have the same places.
+        """
+        query, key = self.maps[layer]
+        kept, values = self.update(places[:, None, :, None], value, layer)
+        every = kept[:, 0, :, 0]
+        if bool((every == every[:1]).all()):
+            places, every = places[:1], every[:1]
+        return query[:, places].transpose(0, 1), key[:, every].transpose(0, 1), values
+
     def numel(self) -> int:
-        """Numbers kept, over all layers."""
+        """Numbers kept of tokens, over all layers; fixed maps are not counted, as they are there before any token."""
         total = 0
         for layer in self.layers:
             held: Any = layer

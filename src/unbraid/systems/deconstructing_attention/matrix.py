@@ -10,7 +10,7 @@ from unbraid.core.heatmap import HeatMap
 from unbraid.core.result import Claim
 from unbraid.metrics.intervals import over
 from unbraid.systems.deconstructing_attention import CARD
-from unbraid.systems.deconstructing_attention.capabilities import PROBES, STEPS, as_predicted, bag
+from unbraid.systems.deconstructing_attention.capabilities import LAYERS, PROBES, STEPS, as_predicted, bag
 
 LEVELS = {
     "solved": "at least 0.97", "bag": "0.3865 within 0.03", "chance": "at most 0.20", "below": "below 0.9",
@@ -30,7 +30,8 @@ def measured(cells: list[dict[str, Any]]) -> dict[Key, list[tuple[float, bool]]]
     found: dict[Key, list[tuple[float, bool]]] = {}
     for row in cells:
         whole = as_predicted(row["accuracy"], row["predicted"])
-        at = (row["variant"], row["placement"], row["probe"])
+        placed = row["placement"] if row["layers"] == LAYERS else f"{row['placement']}, {row['layers']} layers"
+        at = (row["variant"], placed, row["probe"])
         found.setdefault((*at, row["predicted"]), []).append((row["accuracy"], whole))
         if row["skipped"] is not None and row["probe"] != "copy" and row["predicted"] == "solved" and whole:
             left = as_predicted(row["skipped"], "left")

@@ -65,6 +65,8 @@ class Mixer(nn.Module):
         else:
             query, key = apply_rotary_pos_emb(query, key, cos, sin)
         key = key.repeat_interleave(self.groups, 1)
+        if row is not None and streams.record is not None:
+            streams.record[self.layer_idx] = query[0].detach(), key[0].detach()
         if row is not None and now.positions is not None:
             query, key = (x[0][:, now.positions].transpose(0, 1) for x in (query, key))
         return query, key
@@ -90,12 +92,15 @@ class Mixer(nn.Module):
         **kwargs: Any,
     ) -> tuple[Tensor, None]:  # fmt: skip
         """As the module whose place it takes, without probabilities."""
-        query, key = self.query_key(hidden_states, *position_embeddings)
         value = self.split("v", hidden_states).repeat_interleave(self.groups, 1)
-        cache, state = self.__dict__["seen"][1].now.cache, None
-        if cache is not None:
-            state = cache.sums(self.layer_idx)
-            if state is None:
+        now = self.__dict__["seen"][1].now
+        cache, state = now.cache, None
+        if cache is not None and self.layer_idx in cache.maps:
+            query, key, value = cache.fixed(self.layer_idx, now.places, value)
+        else:
+            query, key = self.query_key(hidden_states, *position_embeddings)
+            state = None if cache is None else cache.sums(self.layer_idx)
+            if cache is not None and state is None:
                 key, value = cache.update(key, value, self.layer_idx)
         mixed = self.mix(query, key, value, attention_mask, state)
         return self.get_submodule("o_proj")(mixed.transpose(1, 2).flatten(2)), None

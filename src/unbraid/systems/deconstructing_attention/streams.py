@@ -20,6 +20,7 @@ class Now:
         self.positions: Tensor | None = None
         self.rows: dict[str, int] = {}
         self.cache: Memory | None = None
+        self.places: Tensor | None = None  # of the tokens, [batch, tokens], where `cache` has fixed maps
 
     def __deepcopy__(self, memo: Any) -> Now:
         return Now()
@@ -42,6 +43,12 @@ class Streams(nn.Module):
         self.register_buffer("noise", noise)
         self.register_buffer("tokens", tokens)
         self.now = Now()
+        self.record: dict[int, tuple[Tensor, Tensor]] | None = None  # queries and keys of fixed maps, by layer
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that fixed maps go to; None without any."""
+        return min((len(x) for x in (self.noise, self.tokens) if x is not None), default=None)
 
     def before(
         self, base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -67,8 +74,12 @@ class Streams(nn.Module):
         count, length = embedded.shape[:2]
         if mask is not None and bool(mask.all()):
             mask = None
-        extra = self._extra(base, length, embedded)
         self.now = now = Now()
+        if cache is not None and cache.maps:
+            extra: dict[str, Tensor] = {}
+            now.places = self._places(given.get("position_ids"), count, length, cache, embedded)
+        else:
+            extra = self._extra(base, length, embedded)
         if extra:
             now.rows = {name: count + i for i, name in enumerate(extra)}
             embedded = torch.cat([embedded, *(row[None] for row in extra.values())])
@@ -104,6 +115,17 @@ class Streams(nn.Module):
                 )
             found[name] = source[:length].to(like.dtype) if name == "random" else base.embed_tokens(source[:length])
         return found
+
+    def _places(self, given: Tensor | None, count: int, length: int, cache: Memory, like: Tensor) -> Tensor:
+        """Where new tokens [count, length] lie in fixed maps."""
+        first, most = cache.get_seq_length(), cache.longest
+        places = torch.arange(first, first + length, device=like.device) if given is None else given
+        if int(places.max()) >= (most or 0):
+            raise UnbraidError(
+                f"the text has grown to {int(places.max()) + 1} tokens; the fixed maps of this memory end at {most}: "
+                "make it with a greater `longest`, or deconstruct with one."
+            )
+        return places.expand(count, -1)
 
     def _positions(self, given: Tensor | None, count: int, extra: int, length: int) -> Tensor | None:
         """Positions of all rows; None where they simply count."""

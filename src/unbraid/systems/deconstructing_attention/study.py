@@ -15,8 +15,9 @@ from unbraid.systems.deconstructing_attention.placement import PLACEMENTS, VARIA
 if TYPE_CHECKING:
     from unbraid.core.pieces import Pieces
     from unbraid.core.result import Result
+    from unbraid.systems.deconstructing_attention.capabilities import Cell
 
-PARTS = ("losses", "abilities")
+PARTS = ("losses", "abilities", "matrix")
 LARGE = ("70m", "160m", "paper", "1.7b")
 
 
@@ -31,7 +32,7 @@ def run(
     precision: Literal["no", "bf16", "fp16"] = "no",
     device: str | None = None,
     keep: Path | None = None,
-    parts: Sequence[str] = PARTS,
+    parts: Sequence[str] = PARTS[:2],
     seed: int = 0,
     progress: bool | None = None,
 ) -> Result:
@@ -50,8 +51,9 @@ def run(
         precision: Of training.
         device: Where to train; by default where accelerate says.
         keep: Folder for finished pieces; a run that is started again with it goes on where it stopped.
-        parts: Out of losses (the language models) and abilities (small models trained on probes that a variant can or
-            cannot solve by its definition, half a minute each; size tiny takes three steps of them).
+        parts: Out of losses (the language models), abilities (small models trained on probes that a variant can or
+            cannot solve by its definition, half a minute each; size tiny takes three steps of them) and matrix (the
+            same with all variants on all probes: half an hour a seed).
         seed: First of the seeds.
         progress: Show progress on stderr; by default when that is a terminal.
 
@@ -69,11 +71,12 @@ def run(
 
     if device is not None:
         check_device(device)
-    wanted = chosen(variants, placements) if "abilities" in parts else []
+    whole = "matrix" in parts
+    wanted = chosen(variants, placements, whole) if whole or "abilities" in parts else []
     if not wanted and "losses" not in parts:
         raise UnbraidError(
-            f"no probe has a prediction for {', '.join(variants)} placed {', '.join(placements)}: take variants out of "
-            "standard, mlp, random and static, uniform, or random hybrid."
+            f"no probe has a prediction for {', '.join(variants)} placed {', '.join(placements)}: abilities has "
+            "standard, mlp, random and static; the part matrix has all variants, uniform and hybrid."
         )
     store = Pieces(keep, {"study": 1})
     kinds = [(v, p) for v in variants for p in placements if v != "standard"]
@@ -94,19 +97,18 @@ def run(
 
 
 def _cells(
-    store: Pieces, numbers: range, wanted: list[tuple[str, str, str, str]], size: str, device: str | None,
-    progress: bool | None,
-) -> list[dict[str, Any]]:  # fmt: skip
+    store: Pieces, numbers: range, wanted: list[Cell], size: str, device: str | None, progress: bool | None
+) -> list[dict[str, Any]]:
     """Probes of the configurations with a prediction; at size tiny a few steps, which show that it runs."""
     from unbraid.core.progress import bar
-    from unbraid.systems.deconstructing_attention.capabilities import STEPS, train
+    from unbraid.systems.deconstructing_attention.capabilities import train
 
-    steps, rows = 3 if size == "tiny" else STEPS, []
+    rows = []
     with bar(progress, "Probes", len(numbers) * len(wanted)) as tick:
-        for number, (variant, placement, probe, predicted) in product(numbers, wanted):
-            key = {"variant": variant, "placement": placement, "probe": probe, "seed": number, "steps": steps}
-            made = store.get("probe", key, partial(train, variant, placement, probe, number, steps, device))
-            rows.append({**made, "predicted": predicted})
+        for number, cell in product(numbers, wanted):
+            made = cell._replace(steps=3) if size == "tiny" else cell
+            key = {k: v for k, v in made._asdict().items() if k != "predicted"} | {"seed": number}
+            rows.append({**store.get("probe", key, partial(train, made, number, device)), "predicted": made.predicted})
             tick()
     return rows
 

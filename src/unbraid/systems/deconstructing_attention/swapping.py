@@ -160,20 +160,39 @@ def variants_of(model: nn.Module) -> list[str]:
     return found
 
 
-def memory(model: nn.Module) -> Memory:
+def memory(model: nn.Module, longest: int | None = None) -> Memory:
     """A new cache for `generate` or for calls of the model: past_key_values=memory(model), use_cache=True.
 
     Layers of "approximate" and "non_approximate" keep sums, whose size does not depend on the tokens; "mlp" keeps
-    nothing, "standard" and "static" keep keys and values.
+    nothing; "standard" and "static" keep keys and values; "random" and "sequence" keep values alone, as their maps are
+    computed here, once. It is of the weights as they are now, and can be used again after `reset()`.
 
     Args:
         model: deconstructed.
+        longest: tokens of the longest text that fixed maps are computed for; None: as many as the model has.
 
     Raises:
-        UnbraidError: the model is not deconstructed, or a layer is "random" or "sequence".
+        UnbraidError: the model is not deconstructed, or `longest` is below 1 or beyond its fixed maps.
     """
-    _streams(model)
-    return Memory(variants_of(model))
+    base, streams = _streams(model)
+    listed, most = variants_of(model), streams.longest
+    if longest is not None and longest < 1:
+        raise UnbraidError(f"longest is {longest}; it must be at least 1.")
+    if most is None:
+        return Memory(listed)
+    if longest is not None and longest > most:
+        raise UnbraidError(f"longest is {longest}; the fixed maps of this model end at {most}.")
+    streams.record, modes = {}, {module: module.training for module in base.modules()}
+    try:
+        with torch.no_grad():
+            # the rows beside the batch are what is wanted: of the text itself nothing is looked at
+            blank = torch.zeros(1, longest or most, dtype=torch.long, device=base.embed_tokens.weight.device)
+            base.eval()(input_ids=blank, use_cache=False)
+        return Memory(listed, streams.record)
+    finally:
+        streams.record = None
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def skip(model: nn.Module) -> nn.Module:
