@@ -3,15 +3,18 @@
     python -m benchmarks.deconstructing_attention      # writes results/benchmarks/deconstructing_attention.json
 
 One decoder layer of the paper's 70M shape (512 wide, 8 heads) with a feed-forward block of 64, random weights, float32,
-one thread. *forward* is evaluation without gradients, *training* forward and backward. Variants run in turn; times are
-the processor's, *x standard* is the standard layer's time over the variant's within rounds (above 1: quicker), low and
-high its quartiles. *standard* is torch's fused kernel, *eager* the same layer with its maps made, for comparison.
-`random` and `sequence` have one row more than the batch has texts: twice the work for one text, an eighth more for 8.
+one thread. *forward* is evaluation without gradients, *training* forward and backward, *decode* one token more for each
+text after so many, with `memory(model)` (the standard layers with transformers' DynamicCache). Variants run in turn;
+times are the processor's, *x standard* is the standard layer's time over the variant's within rounds (above 1:
+quicker), low and high its quartiles. *standard* is torch's fused kernel, *eager* the same layer with its maps made, for
+comparison. `random` and `sequence` have one row more than the batch has texts, except in *decode*: twice the work for
+one text, an eighth more for 8.
 
 *MiB* is the high-water mark of resident memory beyond what was there before the pass, *growth* its ratio to that at
-half the tokens: 2 is linear, 4 quadratic; below some 20 MiB it says little, as freed blocks are used again. *n x n*
-is whether any operation of a pass over 1,000 tokens, backward included, makes a tensor with two dimensions of at
-least 1,000 (the layer has none of that size).
+half the tokens: 2 is linear, 4 quadratic; below some 20 MiB it says little, as freed blocks are used again. In *decode*
+it is what is kept of the tokens, fixed maps apart, and counted, not measured. *n x n* is whether any operation of a
+pass over 1,000 tokens, backward included, makes a tensor with two dimensions of at least 1,000 (the layer has none of
+that size).
 """
 
 from __future__ import annotations
@@ -29,23 +32,25 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache
 
 from benchmarks.attention.report import markdown, provenance, show, write_json, write_text
 from benchmarks.deberta import peak
 from benchmarks.headhunter import ratio, rounds, timed
 from unbraid.systems.deconstructing_attention.placement import VARIANTS
 from unbraid.systems.deconstructing_attention.swapping import deconstruct
+from unbraid.systems.deconstructing_attention.swapping import memory as remembering
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "benchmarks" / "deconstructing_attention.json"
 PEER, MADE = "standard", "eager"
 NAMES = (PEER, MADE, *VARIANTS[1:])
 CELLS = [(1, 256), (8, 256), (1, 512), (1, 1024), (1, 2048), (1, 4096)]
-LONGEST = {"forward": 4096, "training": 2048}
+LONGEST = {"forward": 4096, "training": 2048, "decode": 4096}
 SQUARE = 1000
 
 
-def call(name: str, batch: int, length: int, kind: str) -> Callable[[], Any]:
-    """One pass of a variant's layer."""
+def built(name: str, length: int) -> Any:
+    """A model of one layer of a variant."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -59,6 +64,14 @@ def call(name: str, batch: int, length: int, kind: str) -> Callable[[], Any]:
     )  # fmt: skip
     if name not in (PEER, MADE):
         deconstruct(model, [name], tokens=torch.randint(0, 64, (length,)), longest=length)
+    return model
+
+
+def call(name: str, batch: int, length: int, kind: str) -> Callable[[], Any]:
+    """One pass of a variant's layer."""
+    if kind == "decode":
+        return decoding(name, batch, length)[0]
+    model = built(name, length)
     hidden = torch.randn(batch, length, 512, requires_grad=kind == "training")
 
     def forward() -> Any:
@@ -72,6 +85,29 @@ def call(name: str, batch: int, length: int, kind: str) -> Callable[[], Any]:
         hidden.grad = None
 
     return forward if kind == "forward" else both
+
+
+def decoding(name: str, batch: int, length: int) -> tuple[Callable[[], Any], float]:
+    """One more token after so many, and MiB that are kept of these; what the token adds is taken back again."""
+    model = built(name, length + 1).eval()
+    texts = torch.randn(batch, length + 1, 512)
+    kept: Any = DynamicCache() if name in (PEER, MADE) else remembering(model)
+
+    @torch.no_grad()
+    def read(part: slice) -> None:
+        model.model(inputs_embeds=texts[:, part], past_key_values=kept, use_cache=True)
+
+    def step() -> None:
+        read(slice(length, None))
+        for layer in kept.layers:
+            if layer.is_croppable:  # sums stay, which costs the same
+                layer.crop(-1)
+
+    read(slice(0, length))
+    numbers = (
+        sum(x.numel() for x in (kept.layers[0].keys, kept.layers[0].values)) if name in (PEER, MADE) else kept.numel()
+    )
+    return step, numbers * 4 / 2**20
 
 
 class Squares(TorchDispatchMode):
@@ -133,7 +169,8 @@ def measure(batch: int, length: int, kind: str, seconds: float) -> list[dict[str
         got = ratio(found, PEER, name)
         rows.append(
             {"pass": kind, "batch": batch, "tokens": length, "variant": name, "rounds": count,
-             "tokens per second": batch * length / statistics.median(found[name]), "x standard": got["ratio"],
+             "tokens per second": batch * (1 if kind == "decode" else length) / statistics.median(found[name]),
+             "x standard": got["ratio"],
              "low": got["low"], "high": got["high"]}
         )  # fmt: skip
     return rows
@@ -153,14 +190,17 @@ def main() -> int:
         return 0
     torch.set_num_threads(1)
     cells = [(batch, length) for batch, length in CELLS if length <= given.longest]
-    used = apart(given.kinds, cells)
+    passes = [kind for kind in given.kinds if kind != "decode"]
+    used = apart(passes, cells) if passes else {}
+    if "decode" in given.kinds:
+        used |= {f"decode {n} {b} {t}": decoding(n, b, t)[1] for n in NAMES for b, t in cells}
     rows: list[dict[str, Any]] = []
     command = (
         f"python -m benchmarks.deconstructing_attention --kinds {' '.join(given.kinds)} --longest {given.longest} "
         f"--seconds {given.seconds:g}"
     )
     for kind in given.kinds:
-        made = {name: squares(name, kind) for name in NAMES}
+        made = {name: None if kind == "decode" else squares(name, kind) for name in NAMES}
         for batch, length in cells:
             for row in measure(batch, length, kind, given.seconds) if length <= LONGEST[kind] else []:
                 name = row["variant"]
