@@ -101,8 +101,8 @@ studies: $(VENV)/.dev
 		--out results/disenbooth/tiny-sd-$$(date +%Y%m%d-%H%M%S)
 	@$(BIN)/unbraid run deberta --parts exact,worlds,decoder,pretraining --seeds 5 --keep runs/studies/deberta \
 		--out results/deberta/small-$$(date +%Y%m%d-%H%M%S)
-	@$(BIN)/unbraid run deconstructing_attention --parts abilities --seeds 3 --keep runs/studies/deconstructing \
-		--out results/deconstructing_attention/abilities-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run deconstructing_attention --parts matrix --seeds 3 --keep runs/studies/deconstructing \
+		--out results/deconstructing_attention/matrix-$$(date +%Y%m%d-%H%M%S)
 	@$(BIN)/unbraid run icl_linear_regression --parts theory,heads,lengths,anisotropic,multitask,activations \
 		--heads 1,2,3,4,8 --seeds 5 --steps 24000 --side-steps 9000 --keep runs/studies/icl_linear_regression \
 		--out results/icl_linear_regression/small-$$(date +%Y%m%d-%H%M%S)

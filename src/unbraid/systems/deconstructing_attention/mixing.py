@@ -103,7 +103,7 @@ def _summed(
     q: Tensor, k: Tensor, v: Tensor, weight: Form, features: Form | None, block: int, carried: Tensor | None,
     keep: bool,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Sum over j up to i of weight(q_i·k_j) v_j, and the sum carried on; weight(q·k) = features(q)·features(k), columns."""
+    """Sum over j up to i of weight(q_i·k_j) v_j, and the sum carried on; features(q)·features(k) = weight(q·k)."""
     outputs = []
     for start in range(0, q.shape[2], block):
         end = start + block
