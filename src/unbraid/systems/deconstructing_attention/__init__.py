@@ -50,6 +50,7 @@ RUN = "unbraid.systems.deconstructing_attention.study:run"
 _HOME = {
     "DeconstructedAttention": "swapping",
     "deconstruct": "swapping",
+    "convert": "converting",
     "restore": "swapping",
     "skip": "swapping",
     "load": "swapping",

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from unbraid.core.result import Result
     from unbraid.systems.deconstructing_attention.capabilities import Cell
 
-PARTS = ("losses", "abilities", "matrix")
+PARTS = ("losses", "abilities", "matrix", "conversion")
 LARGE = ("70m", "160m", "paper", "1.7b")
+CONVERSION = {"tiny": (2, 16, 20), "small": (150, 128, 400)}  # steps, tokens of a text, texts
 
 
 def run(
@@ -33,6 +34,7 @@ def run(
     device: str | None = None,
     keep: Path | None = None,
     parts: Sequence[str] = PARTS[:2],
+    model: str = "smollm2",
     seed: int = 0,
     progress: bool | None = None,
 ) -> Result:
@@ -52,8 +54,10 @@ def run(
         device: Where to train; by default where accelerate says.
         keep: Folder for finished pieces; a run that is started again with it goes on where it stopped.
         parts: Out of losses (the language models), abilities (small models trained on probes that a variant can or
-            cannot solve by its definition, half a minute each; size tiny takes three steps of them) and matrix (the
-            same with all variants on all probes: half an hour a seed).
+            cannot solve by its definition, half a minute each; size tiny takes three steps of them), matrix (the same
+            with all variants on all probes: half an hour a seed) and conversion (a trained model's attention turned
+            into variants, some minutes each).
+        model: Of the part conversion: a name of the zoo, a hub id or a folder, of a Llama, Qwen2, Qwen3 or Mistral.
         seed: First of the seeds.
         progress: Show progress on stderr; by default when that is a terminal.
 
@@ -73,7 +77,7 @@ def run(
         check_device(device)
     whole = "matrix" in parts
     wanted = chosen(variants, placements, whole) if whole or "abilities" in parts else []
-    if not wanted and "losses" not in parts:
+    if not wanted and not {"losses", "conversion"} & set(parts):
         raise UnbraidError(
             f"no probe has a prediction for {', '.join(variants)} placed {', '.join(placements)}: abilities has "
             "standard, mlp, random and static; the part matrix has all variants, uniform and hybrid."
@@ -93,7 +97,14 @@ def run(
                 tick()
     if wanted:
         cells = _cells(store, numbers, wanted, size, device, progress)
-    return make_result(rows, cells, given, time.perf_counter() - start, store.read_back)
+    turned = []
+    if "conversion" in parts:
+        from unbraid.systems.deconstructing_attention.converting import converted
+
+        some = [(v, p) for v in variants for p in placements if v != "standard"]
+        total, length, count = CONVERSION["tiny" if size == "tiny" else "small"]
+        turned = converted(model, some, numbers, steps or total, length, count, device, store, progress)
+    return make_result(rows, cells, turned, given, time.perf_counter() - start, store.read_back)
 
 
 def _cells(
