@@ -293,6 +293,14 @@ def test_the_study_runs_resumes_and_reports(tmp_path):
     assert "<html" in first.to_html()
 
 
+def test_the_study_has_a_base_that_norms_queries_and_keys():
+    given = {"size": "tiny", "seeds": 1, "progress": False, "variants": ["non_approximate"], "placements": ["uniform"],
+             "parts": ["losses"]}  # fmt: skip
+    plain, normed = (run(base=base, **given).tables["losses"].records[0] for base in ("llama", "qwen3"))
+    assert normed["weights"] - plain["weights"] == 2 * 2 * 12  # two layers, queries and keys, of 12 numbers a head
+    assert normed["loss"] != plain["loss"]
+
+
 WRONG = [
     (lambda: place("flash", "hybrid", 4), "variant"), (lambda: place("mlp", "sideways", 4), "placement"),
     (lambda: place("mlp", "hybrid", 1), "one kind"), (lambda: place("mlp", "hybrid", 0), "at least 1"),
@@ -311,7 +319,7 @@ WRONG = [
     (lambda: run(size="paper"), "15 billion"),
     (lambda: run(parts=["all"]), "parts"),
     (lambda: run(parts=["abilities"], variants=["sequence"]), "prediction"),
-    (lambda: run(lr=-1.0), "positive"), (lambda: run(placements=[]), "placements"),
+    (lambda: run(base="gpt2"), "qwen3"), (lambda: run(lr=-1.0), "positive"), (lambda: run(placements=[]), "placements"),
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from unbraid.core.errors import UnbraidError
 from unbraid.core.train import fit_loop
@@ -19,13 +19,18 @@ from unbraid.systems.deconstructing_attention.placement import place
 from unbraid.systems.deconstructing_attention.sizes import SIZES, Size
 from unbraid.systems.deconstructing_attention.swapping import deconstruct, skip
 
-CONFIG: Any = LlamaConfig
+# the second norms queries and keys, as the paper's largest models do
+BASES: dict[str, tuple[Any, Any]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)
+}  # fmt: skip
 TESTED = 64  # windows of the validation text, at most
 HELD_OUT = 0.01  # of a user's own tokens
 
 
-def build(variant: str, placement: str, size: Size, seed: int, tokens: Tensor | None = None) -> Any:
-    """A Llama model with variants in their places.
+def build(
+    variant: str, placement: str, size: Size, seed: int, tokens: Tensor | None = None, base: str = "llama"
+) -> Any:  # fmt: skip
+    """A Llama or Qwen3 model with variants in their places.
 
     Args:
         variant: see `place`.
@@ -33,15 +38,18 @@ def build(variant: str, placement: str, size: Size, seed: int, tokens: Tensor | 
         size: of the model.
         seed: of the weights and of "random".
         tokens: the fixed text of "sequence".
+        base: one of `BASES`.
     """
-    config = CONFIG(
+    configure, make = BASES[base]
+    config = configure(
         vocab_size=size.vocabulary, hidden_size=size.width, intermediate_size=size.inner, num_hidden_layers=size.layers,
         num_attention_heads=size.heads, num_key_value_heads=size.heads, max_position_embeddings=size.length,
+        head_dim=size.width // size.heads,
         tie_word_embeddings=size.tied, attention_bias=False, use_cache=False, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Any = LlamaForCausalLM(config)
+        model: Any = make(config)
     return deconstruct(model, place(variant, placement, size.layers), seed=seed, tokens=tokens, longest=size.length)
 
 
@@ -84,7 +92,7 @@ def windows(ids: np.ndarray, starts: np.ndarray, size: Size) -> Tensor:
 def pretrain(
     variant: str, placement: str, size_name: str, seed: int, *, steps: int | None = None, lr: float | None = None,
     own: Path | None = None, device: str | None = None, precision: str = "no", checkpoint_dir: Any = None,
-    progress: bool | None = False,
+    progress: bool | None = False, base: str = "llama",
 ) -> dict[str, Any]:  # fmt: skip
     """Train one model; all models of a seed read the same windows in the same order.
 
@@ -100,6 +108,7 @@ def pretrain(
         precision: accelerate's.
         checkpoint_dir: to go on from.
         progress: bar on stderr.
+        base: see `build`.
 
     Returns:
         Weights; loss in nats per token of held-out text, of the whole model and without its variant layers; losses at
@@ -109,7 +118,7 @@ def pretrain(
     total = steps or size.steps
     train, valid = text(size.vocabulary, own)
     fixed = windows(train, np.array([0]), size)[0] if variant == "sequence" else None
-    model = build(variant, placement, size, seed, fixed)
+    model = build(variant, placement, size, seed, fixed, base)
     if device is not None:
         model.to(device)
     at, found = sorted({max(1, round(total * k / 4)) for k in (1, 2, 3, 4)}), {}

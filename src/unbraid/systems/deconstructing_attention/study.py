@@ -30,6 +30,7 @@ def run(
     steps: int | None = None,
     lr: float | None = None,
     tokens: Path | None = None,
+    base: Literal["llama", "qwen3"] = "llama",
     precision: Literal["no", "bf16", "fp16"] = "no",
     device: str | None = None,
     keep: Path | None = None,
@@ -50,6 +51,7 @@ def run(
         steps: Of the optimizer; by default those of the size.
         lr: Greatest learning rate; by default the size's.
         tokens: A .npy file of token numbers, [tokens], to train on; by default the text that ships with Python.
+        base: Of the language models: llama, or qwen3, which norms queries and keys as the paper's 1.7B does.
         precision: Of training.
         device: Where to train; by default where accelerate says.
         keep: Folder for finished pieces; a run that is started again with it goes on where it stopped.
@@ -65,7 +67,7 @@ def run(
         Losses, with and without the variant layers, beside the paper's, and the claims.
     """
     given, start = dict(locals()), time.perf_counter()
-    check(variants, placements, parts, seeds, steps, lr, size, tokens)
+    check(variants, placements, parts, seeds, steps, lr, size, tokens, base)
     from unbraid.core.pieces import Pieces
     from unbraid.core.progress import bar
     from unbraid.systems.deconstructing_attention.capabilities import chosen
@@ -85,7 +87,8 @@ def run(
     store = Pieces(keep, {"study": 1})
     kinds = [(v, p) for v in variants for p in placements if v != "standard"]
     kinds = ([("standard", "uniform")] if "standard" in variants else []) + kinds if "losses" in parts else []
-    how: dict[str, Any] = {"steps": steps, "lr": lr, "own": tokens, "device": device, "precision": precision}
+    how: dict[str, Any] = {"steps": steps, "lr": lr, "own": tokens, "device": device, "precision": precision,
+                           "base": base}  # fmt: skip
     numbers, rows, cells = range(seed, seed + seeds), [], []
     if kinds:
         with bar(progress, "Trainings", seeds * len(kinds)) as tick:
@@ -126,7 +129,7 @@ def _cells(
 
 def check(
     variants: Sequence[str], placements: Sequence[str], parts: Sequence[str], seeds: int, steps: int | None,
-    lr: float | None, size: str, tokens: Path | None,
+    lr: float | None, size: str, tokens: Path | None, base: str,
 ) -> None:  # fmt: skip
     """Refuses what cannot be run, before anything is.
 
@@ -147,6 +150,8 @@ def check(
         raise UnbraidError(f"lr is {lr}; it must be positive.")
     if size not in ("tiny", "small", "medium", *LARGE):
         raise UnbraidError(f"size is {size!r}; it must be tiny, small, medium or one of {', '.join(LARGE)}.")
+    if base not in ("llama", "qwen3"):
+        raise UnbraidError(f"base is {base!r}; it must be llama or qwen3.")
     if size in LARGE and tokens is None and "losses" in parts:
         raise UnbraidError(
             f"size {size} reads 15 billion tokens; the text that ships with Python has less than a million: give "
