@@ -43,7 +43,7 @@ def make_result(
     notes = [
         "Losses are nats per token of held-out text: the language reference and the docstrings that ship with Python, "
         "or the file given as tokens; perplexities of other texts and tokenizers do not compare, their order does.",
-        f"The base is a {given['base'].capitalize()} model in place of Qwen2.5 (no biases in attention), as many weights "
+        f"The base is a {given['base'].capitalize()} model, not Qwen2.5 (no biases in attention), with as many weights "
         "in all variants up to the rounding of the MLP's width; the table has the counts.",
         "Intervals are 95 %, Student's t over seeds. A claim holds where the whole interval lies on its side.",
     ] * bool(rows)  # fmt: skip
