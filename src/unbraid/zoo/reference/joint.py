@@ -158,7 +158,7 @@ def chances(scenes: Sequence[Scene]) -> Tensor:
 
 def train_sd3(
     keep: Path,
-    steps: int = 12_000,
+    steps: int = 16_000,
     size: int = 60_000,
     batch: int = 32,
     lr: float = 6e-4,
