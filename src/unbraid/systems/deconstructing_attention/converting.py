@@ -22,7 +22,7 @@ from unbraid.core.train import fit_loop
 from unbraid.systems.deconstructing_attention.modules import Mixer, NoMixing
 from unbraid.systems.deconstructing_attention.placement import place
 from unbraid.systems.deconstructing_attention.pretraining import loss as language_loss
-from unbraid.systems.deconstructing_attention.swapping import deconstruct, restore
+from unbraid.systems.deconstructing_attention.swapping import checked, deconstruct, restore
 
 if TYPE_CHECKING:
     from unbraid.core.pieces import Pieces
@@ -248,6 +248,7 @@ def converted(
 
     loaded: Any = zoo.load(name, device=device, progress=progress)
     model = loaded.model
+    _, base = checked(model)
     if loaded.tokenizer is None:
         raise UnbraidError(f"{name} has no tokenizer; give a causal language model.")
     texts = stream(loaded.tokenizer, length * count)[0].reshape(count, length)
@@ -257,7 +258,7 @@ def converted(
         for seed, (variant, placement) in product(numbers, kinds):
 
             def make(variant: str = variant, placement: str = placement, seed: int = seed) -> dict[str, Any]:
-                names = place(variant, placement, len(model.model.layers))
+                names = place(variant, placement, len(base.layers))
                 found = convert(
                     model, names, texts, steps=steps, batch=4, seed=seed, tokens=fixed, longest=length, device=device,
                     progress=False,

@@ -46,7 +46,7 @@ def deconstruct(
     Raises:
         UnbraidError: the model is of another kind or already deconstructed, or an argument does not fit.
     """
-    config, base = _checked(model)
+    config, base = checked(model)
     listed = _names(variants, len(base.layers))
     width = int(config.hidden_size)
     most = longest if longest is not None else min(LONGEST, int(config.max_position_embeddings))
@@ -80,7 +80,7 @@ def deconstruct(
     return model
 
 
-def _checked(model: nn.Module) -> tuple[Any, Any]:
+def checked(model: nn.Module) -> tuple[Any, Any]:
     """Config and decoder of a model that can be deconstructed."""
     config: Any = vars(model).get("config")
     kind = None if config is None else config.model_type
@@ -296,6 +296,6 @@ class DeconstructedAttention(System):
         Returns:
             The model.
         """
-        _, base = _checked(model)
+        _, base = checked(model)
         names = place(self.variant, self.placement, len(base.layers))
         return deconstruct(model, names, seed=self.seed, tokens=tokens, joint=self.joint)
