@@ -139,7 +139,7 @@ def _parted(texts: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
 
 def _students(model: nn.Module) -> dict[int, nn.Module]:
     """The variants by number of their layer, with weights of their own."""
-    found = {}
+    found: dict[int, nn.Module] = {}
     layers: Any = model.get_submodule("model.layers")
     for number, layer in enumerate(layers):
         own = layer.self_attn
