@@ -131,7 +131,10 @@ class Memory(Cache):
         every = kept[:, 0, :, 0]
         if bool((every == every[:1]).all()):
             places, every = places[:1], every[:1]
-        return query[:, places].transpose(0, 1), key[:, every].transpose(0, 1), values
+        query, count = query[:, places].transpose(0, 1), every.shape[1]
+        if len(every) == 1 and torch.equal(every[0], torch.arange(count, device=every.device)):
+            return query, key[None, :, :count], values  # no copy: nothing is padded
+        return query, key[:, every].transpose(0, 1), values
 
     def numel(self) -> int:
         """Numbers kept of tokens, over all layers; fixed maps are not counted, as they are there before any token."""
