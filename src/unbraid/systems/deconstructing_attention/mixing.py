@@ -90,7 +90,7 @@ def _all_orders(x: Tensor) -> Tensor:
 def _products(x: Tensor, first: float) -> Tensor:
     """All products of two entries, each pair once, those of an entry with itself over √2, but the first's by `first`.
 
-    One row for each: whole rows are gathered twenty times as fast as single numbers.
+    One row for each: whole rows are gathered ten times as fast as single numbers.
     """
     rows = x.mT.contiguous()
     left, right = torch.triu_indices(x.shape[-1], x.shape[-1], device=x.device)
