@@ -44,6 +44,15 @@ def test_the_polynomial_in_parts_is_the_whole(parts, joint):
     assert sum(x.numel() for x in state) == 2 * 2 * (1 + 4 + 10) * 5
 
 
+def test_sums_are_carried_under_autocast():
+    q, k, v = draws(3, 2, 2, 12, 4).unbind(0)
+    state, found = [], []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for a, b, c in zip(*(x.split(4, 2) for x in (q, k, v)), strict=True):
+            found.append(taylor(a, b, c, state=state))
+    torch.testing.assert_close(torch.cat(found, 2), taylor(q, k, v), rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("parts", [(1,) * 12, (5, 1, 6), (12,)])
 @pytest.mark.parametrize("scale", [1.0, 3000.0])
 def test_pooling_in_parts_is_the_whole(parts, scale):

@@ -132,7 +132,9 @@ def _carry(features: Form, carried: Tensor | None, b: Tensor, c: Tensor) -> Tens
     if carried is None or torch.is_grad_enabled():
         more = _again(_written, features, b, c)
         return more if carried is None else carried + more
-    carried.flatten(0, 1).baddbmm_(features(b).flatten(0, 1), c.flatten(0, 1))
+    # a view, never a copy; under autocast products have another dtype than what they are made of
+    added = (x.flatten(0, 1).to(carried.dtype) for x in (features(b), c))
+    carried.view(-1, *carried.shape[2:]).baddbmm_(*added)
     return carried
 
 
