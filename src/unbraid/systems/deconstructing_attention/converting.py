@@ -22,7 +22,7 @@ from unbraid.core.train import fit_loop
 from unbraid.systems.deconstructing_attention.modules import Mixer, NoMixing
 from unbraid.systems.deconstructing_attention.placement import place
 from unbraid.systems.deconstructing_attention.pretraining import loss as language_loss
-from unbraid.systems.deconstructing_attention.swapping import checked, deconstruct, restore
+from unbraid.systems.deconstructing_attention.swapping import checked, deconstruct, looking, restore
 
 if TYPE_CHECKING:
     from unbraid.core.pieces import Pieces
@@ -190,22 +190,9 @@ def _beside(students: dict[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
             hook.remove()
 
 
-@contextmanager
-def _looking(model: nn.Module) -> Iterator[None]:
-    """Evaluation without gradients; afterwards each part in the mode in which it was."""
-    modes = {part: part.training for part in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
-
-
 def _said(model: nn.Module, texts: Tensor, batch: int) -> float:
     """Loss in nats per token."""
-    with _looking(model):
+    with looking(model):
         parts = texts.split(batch)
         return sum(float(language_loss(model, part)) * len(part) for part in parts) / len(texts)
 
@@ -213,7 +200,7 @@ def _said(model: nn.Module, texts: Tensor, batch: int) -> float:
 def _errors(model: Any, students: dict[int, nn.Module], texts: Tensor, batch: int) -> dict[int, float]:
     """Relative errors of the variants' outputs."""
     total = dict.fromkeys(students, 0.0)
-    with _looking(model):
+    with looking(model):
         for part in texts.split(batch):
             with _beside(students) as found:
                 model.model(input_ids=part.to(model.model.embed_tokens.weight.device), use_cache=False)

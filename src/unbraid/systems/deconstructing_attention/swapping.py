@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -160,6 +161,19 @@ def variants_of(model: nn.Module) -> list[str]:
     return found
 
 
+@contextmanager
+def looking(model: nn.Module) -> Iterator[None]:
+    """Evaluation without gradients; afterwards each part in the mode in which it was."""
+    modes = {part: part.training for part in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
 def memory(model: nn.Module, longest: int | None = None) -> Memory:
     """A new cache for `generate` or for calls of the model: past_key_values=memory(model), use_cache=True.
 
@@ -182,17 +196,15 @@ def memory(model: nn.Module, longest: int | None = None) -> Memory:
         return Memory(listed)
     if longest is not None and longest > most:
         raise UnbraidError(f"longest is {longest}; the fixed maps of this model end at {most}.")
-    streams.record, modes = {}, {module: module.training for module in base.modules()}
+    streams.record = {}
     try:
-        with torch.no_grad():
+        with looking(base):
             # the rows beside the batch are what is wanted: of the text itself nothing is looked at
             blank = torch.zeros(1, longest or most, dtype=torch.long, device=base.embed_tokens.weight.device)
-            base.eval()(input_ids=blank, use_cache=False)
+            base(input_ids=blank, use_cache=False)
         return Memory(listed, streams.record)
     finally:
         streams.record = None
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def skip(model: nn.Module) -> nn.Module:
