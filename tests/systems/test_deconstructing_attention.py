@@ -12,6 +12,7 @@ from unbraid.systems.deconstructing_attention import (
     deconstruct,
     indicators,
     load,
+    logits,
     maps,
     place,
     pooled,
@@ -22,6 +23,7 @@ from unbraid.systems.deconstructing_attention import (
     variants_of,
 )
 from unbraid.systems.deconstructing_attention.placement import VARIANTS
+from unbraid.systems.deconstructing_attention.report import greatest
 
 SIZE = {
     "vocab_size": 50, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -120,13 +122,14 @@ def test_a_layer_is_its_equation(variant):
                    ((own.q_proj, source), (own.k_proj, source), (own.v_proj, h)))  # fmt: skip
         k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
         if variant == "non_approximate":
-            logits = (torch.nn.functional.silu(q) * k).sum(-1)[:, :, None].expand(-1, -1, n, -1) / 12**0.5
+            u = (torch.nn.functional.silu(q) * k).sum(-1)[:, :, None].expand(-1, -1, n, -1) / 12**0.5
         else:
-            logits = rotated(q, torch.arange(n)) @ rotated(k, torch.arange(n)).transpose(-1, -2) / 12**0.5
-        w = 1 + logits + logits**2 / 2 if variant == "approximate" else (logits - logits.amax(-1, True)).exp()
+            u = rotated(q, torch.arange(n)) @ rotated(k, torch.arange(n)).transpose(-1, -2) / 12**0.5
+        w = 1 + u + u**2 / 2 if variant == "approximate" else (u - u.amax(-1, True)).exp()
         w = w.tril()
         want = own.o_proj(((w / w.sum(-1, keepdim=True)) @ v).transpose(1, 2).flatten(2))
     torch.testing.assert_close(seen["o"], want, rtol=1e-3, atol=1e-4 * float(want.abs().max()))
+    assert logits(net, x, block=5)[1] == pytest.approx(float(u.tril().abs().max()), rel=1e-4)
 
 
 def test_without_mixing_a_token_says_nothing_to_the_next():
@@ -229,6 +232,7 @@ def test_a_model_of_pools_makes_no_matrix_either():
         net = deconstruct(model(max_position_embeddings=1024), place(variant, "uniform", 4))
         with Largest() as seen, torch.no_grad():
             net(input_ids=ids(1, 1024), logits_to_keep=1)
+            assert len(logits(net, ids(1, 1024), block=32)) == 4
         assert seen.most < 1024 * 1024, variant
 
 
@@ -290,7 +294,23 @@ def test_the_study_runs_resumes_and_reports(tmp_path):
     held = {c.name: c.holds for c in first.claims}
     assert held["form"] is None
     assert held["mixing"] is not None
+    assert held["logits"] is None
+    great = {(r["variant"], r["placement"], r["layer"]): r["greatest logit"] for r in first.tables["logits"].records}
+    assert great["mlp", "hybrid", 1] is None
+    assert great["mlp", "hybrid", 2] > 0
     assert "<html" in first.to_html()
+
+
+def test_logits_out_of_bounds_are_counted_in_layers_with_the_variant_alone():
+    def trained(placement, seed, *each):
+        return {"variant": "non_approximate", "placement": placement, "seed": seed, "logits": each}
+
+    wide = [trained("uniform", n, 5.0, 2_000.0) for n in (0, 1)]
+    bound = [trained("hybrid", n, 5.0, 50.0) for n in (0, 1)]
+    assert greatest(wide + bound) == {
+        ("non_approximate", "uniform"): [2_000.0] * 2, ("non_approximate", "hybrid"): [5.0] * 2
+    }  # fmt: skip
+    assert greatest([{**wide[0], "variant": "mlp", "logits": [None, None]}]) == {("mlp", "uniform"): [None]}
 
 
 def test_the_study_has_a_base_that_norms_queries_and_keys():

@@ -38,6 +38,10 @@ CARD = Card(
             "Table 1, 500M", "WikiText perplexity of at least 2e4",
         ),
         ClaimSpec(
+            "logits", "Pooling by keys alone drives logits out of bounds when alone, and not when interleaved.",
+            "Analysis of logits, 500M", "beyond 1,000 in the last layers of uniform, below 10 in the hybrid",
+        ),
+        ClaimSpec(
             "abilities", "What a variant can move and bind follows from its definition, alone and interleaved.",
             "Definitions of the variants; the probes are ours", "no figure: solved, or the level of a known guess",
         ),
@@ -61,6 +65,7 @@ _HOME = {
     "pooled": "mixing",
     "indicators": "indicating",
     "maps": "indicating",
+    "logits": "indicating",
     "run": "study",
 }
 

@@ -62,7 +62,7 @@ CELLS = tuple(
         ("random", "hybrid", "copy", "solved"), ("random", "hybrid", "key first", "solved"),
     )
 )  # fmt: skip
-# the rest of the matrix. Pooling by keys alone does not say where a token is: copying stays partial, and its hybrid of
+# the rest of the matrix; who cannot bind is given as long as those who are slow to. Pooling by keys alone does not say where a token is: copying stays partial, and its hybrid of
 # two layers has no neighbour to hand on, as that of no mixing has none; with four layers, two standard ones bind
 MORE = (
     Cell("standard", "uniform", "value first", "solved", *LONG),
@@ -71,12 +71,12 @@ MORE = (
     Cell("approximate", "uniform", "value first", "solved", *LONG),
     Cell("approximate", "uniform", "key first", "solved"),
     Cell("non_approximate", "uniform", "copy", "below"),
-    Cell("non_approximate", "uniform", "value first", "bag"),
-    Cell("non_approximate", "uniform", "key first", "bag"),
-    Cell("random", "uniform", "value first", "bag"),
+    Cell("non_approximate", "uniform", "value first", "bag", *LONG),
+    Cell("non_approximate", "uniform", "key first", "bag", *LONG),
+    Cell("random", "uniform", "value first", "bag", *LONG),
     Cell("sequence", "uniform", "copy", "solved"),
-    Cell("sequence", "uniform", "value first", "bag"),
-    Cell("sequence", "uniform", "key first", "bag"),
+    Cell("sequence", "uniform", "value first", "bag", *LONG),
+    Cell("sequence", "uniform", "key first", "bag", *LONG),
     Cell("random", "hybrid", "value first", "solved"),
     Cell("sequence", "hybrid", "copy", "solved"),
     Cell("sequence", "hybrid", "value first", "solved"),
@@ -85,12 +85,12 @@ MORE = (
     Cell("static", "hybrid", "value first", "solved", *LONG),
     Cell("static", "hybrid", "key first", "solved"),
     Cell("mlp", "hybrid", "copy", "solved"),
-    Cell("mlp", "hybrid", "value first", "bag"),
-    Cell("mlp", "hybrid", "key first", "bag"),
-    Cell("mlp", "hybrid", "key first", "solved", 4),
+    Cell("mlp", "hybrid", "value first", "bag", *LONG),
+    Cell("mlp", "hybrid", "key first", "bag", *LONG),
+    Cell("mlp", "hybrid", "key first", "solved", *LONGER),
     Cell("non_approximate", "hybrid", "copy", "solved"),
-    Cell("non_approximate", "hybrid", "value first", "bag"),
-    Cell("non_approximate", "hybrid", "key first", "bag"),
+    Cell("non_approximate", "hybrid", "value first", "bag", *LONG),
+    Cell("non_approximate", "hybrid", "key first", "bag", *LONG),
     Cell("non_approximate", "hybrid", "key first", "solved", *LONGER),
 )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unbraid.core.errors import UnbraidError
+from unbraid.systems.deconstructing_attention.mixing import BLOCK
 from unbraid.systems.deconstructing_attention.modules import Mixer, NoMixing
 from unbraid.systems.deconstructing_attention.streams import Streams
 
@@ -60,24 +62,79 @@ def maps(model: nn.Module, input_ids: Tensor) -> list[Tensor]:
     """
     if input_ids.ndim != 2 or len(input_ids) != 1:
         raise UnbraidError(f"input_ids has shape {list(input_ids.shape)}; maps are of one text, [1, tokens].")
-    layers: Any = model.get_submodule("model").get_submodule("layers")
     found: list[Tensor] = []
     eye = torch.eye(input_ids.shape[1], device=input_ids.device)
+
+    def note(mixer: Mixer | None, query: Tensor, key: Tensor) -> None:
+        if mixer is None:
+            found.append(eye[None])
+            return
+        values = eye.to(query.dtype).expand(1, query.shape[1], -1, -1)
+        found.append(mixer.mix(query[:1], key[:1], values)[0])
+
+    _visit(model, input_ids, note)
+    return found
+
+
+def logits(model: nn.Module, input_ids: Tensor, block: int = BLOCK) -> list[float | None]:
+    """The greatest logit of every layer, in absolute value, by which training without attention's softmax goes wrong.
+
+    No matrix of all pairs is made.
+
+    Args:
+        model: deconstructed or not.
+        input_ids: [B, L], texts without padding.
+        block: queries that meet all keys at once.
+
+    Returns:
+        For each layer the greatest |q·k| / √d over heads and pairs that may meet; of "non_approximate" over keys, each
+        with the query of its own place; None of "mlp", which has none.
+
+    Raises:
+        UnbraidError: the texts are not [B, L], or block is below 1.
+
+    Reference:
+        arXiv 2510.11602: beyond 1,000 in the last layers of uniform "non_approximate", below 10 when interleaved.
+    """
+    if input_ids.ndim != 2 or block < 1:
+        raise UnbraidError(
+            f"input_ids is {list(input_ids.shape)} and block {block}; give [texts, tokens] and 1 or more."
+        )
+    found: list[float | None] = []
+
+    def note(mixer: Mixer | None, query: Tensor, key: Tensor) -> None:
+        if mixer is None:
+            found.append(None)
+            return
+        query, key = query.float() * mixer.scaling, key.float()
+        if mixer.variant == "non_approximate":
+            found.append(float((query * key).sum(-1).abs().max()))
+            return
+        most = [
+            (query[:, :, at : at + block] @ key[:, :, : at + block].mT).tril(at).abs().max()
+            for at in range(0, query.shape[2], block)
+        ]
+        found.append(float(torch.stack(most).max()))
+
+    _visit(model, input_ids, note)
+    return found
+
+
+def _visit(model: nn.Module, input_ids: Tensor, note: Callable[[Mixer | None, Tensor, Tensor], None]) -> None:
+    """One pass, in which every layer's queries and keys are noted; None for a layer without any."""
+    layers: Any = model.get_submodule("model").get_submodule("layers")
 
     def look(layer: Any) -> Any:
         own = layer.self_attn
         if isinstance(own, NoMixing):
-            return lambda module, args, kwargs: found.append(eye[None])
+            return lambda module, args, kwargs: note(None, input_ids, input_ids)
         mixer = (
             own if isinstance(own, Mixer) else Mixer(own, layer.input_layernorm, Streams(None, None), "standard", True)
         )
 
         def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
             hidden = args[0] if args else kwargs["hidden_states"]
-            query, key = mixer.query_key(hidden, *kwargs["position_embeddings"])
-            query, key = query[:1], key[:1]
-            values = eye.to(hidden.dtype).expand(1, query.shape[1], -1, -1)
-            found.append(mixer.mix(query, key, values)[0])
+            note(mixer, *mixer.query_key(hidden, *kwargs["position_embeddings"]))
 
         return before
 
@@ -88,4 +145,3 @@ def maps(model: nn.Module, input_ids: Tensor) -> list[Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
-    return found

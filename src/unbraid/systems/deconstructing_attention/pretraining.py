@@ -15,9 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 from unbraid.core.errors import UnbraidError
 from unbraid.core.train import fit_loop
 from unbraid.data.text import corpus
+from unbraid.systems.deconstructing_attention.indicating import logits
 from unbraid.systems.deconstructing_attention.placement import place
 from unbraid.systems.deconstructing_attention.sizes import SIZES, Size
-from unbraid.systems.deconstructing_attention.swapping import deconstruct, skip
+from unbraid.systems.deconstructing_attention.swapping import deconstruct, looking, skip
 
 # the second norms queries and keys, as the paper's largest models do
 BASES: dict[str, tuple[Any, Any]] = {
@@ -112,7 +113,7 @@ def pretrain(
 
     Returns:
         Weights; loss in nats per token of held-out text, of the whole model and without its variant layers; losses at
-        four points of the training; the greatest logit of the trained model's output.
+        four points of the training; the greatest logit of each layer on some of that text.
     """
     size = SIZES[size_name]
     total = steps or size.steps
@@ -142,6 +143,9 @@ def pretrain(
         "variant": variant, "placement": placement, "seed": seed, "steps": list(found), "losses": list(found.values()),
         "weights": sum(p.numel() for p in model.parameters()), "loss": validate(model, valid, size),
     }  # fmt: skip
+    some = windows(valid, np.arange(size.batch) * (len(valid) - size.length - 1) // size.batch, size)
+    with looking(model):
+        made["logits"] = logits(model, some.to(model.model.embed_tokens.weight.device))
     mixed = variant != "standard" and placement != "uniform"
     return {**made, "skipped": validate(skip(model), valid, size) if mixed else None}
 

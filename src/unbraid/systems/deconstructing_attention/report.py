@@ -13,6 +13,7 @@ from unbraid.core.series import Series
 from unbraid.metrics.intervals import over
 from unbraid.systems.deconstructing_attention import CARD
 from unbraid.systems.deconstructing_attention.matrix import ability, matrix, picture
+from unbraid.systems.deconstructing_attention.placement import place
 
 # arXiv 2510.11602, 500M: WikiText perplexity uniform, hybrid, hybrid without its variant layers
 PAPER: dict[str, tuple[float, float | None, float | None]] = {
@@ -40,6 +41,7 @@ def make_result(
     """
     losses = _by_kind(rows, "loss")
     skipped = {k: v for k, v in _by_kind(rows, "skipped").items() if None not in v}
+    great = greatest(rows)
     notes = [
         "Losses are nats per token of held-out text: the language reference and the docstrings that ship with Python, "
         "or the file given as tokens; perplexities of other texts and tokenizers do not compare, their order does.",
@@ -57,14 +59,31 @@ def make_result(
             f"Conversion of {given['model']}: each variant is trained to give what the attention before it gave, on "
             "the language reference of Python; the last tenth of the texts is held out. Of this the paper says nothing."
         )
-    tables = {**({"abilities": matrix(cells)} if cells else {}), **(_tables(rows, losses, skipped) if rows else {})}
+    tables = {
+        **({"abilities": matrix(cells)} if cells else {}),
+        **(_tables(rows, losses, skipped, great) if rows else {}),
+    }
     tables |= {"conversion": conversions(turned)} if turned else {}
     return Result(
         "deconstructing_attention", "Language models with attention taken apart", params=given,
-        claims=[*_claims(losses, skipped), ability(cells)],
+        claims=[*_claims(losses, skipped, great), ability(cells)],
         tables=tables, figures=[*picture(cells), *_figures(rows, losses, skipped), *_turned(turned)],
         notes=notes, lead="figures", meta={"seed": given["seed"], "seconds": seconds, "pieces_read_back": read_back},
     )  # fmt: skip
+
+
+def greatest(rows: list[dict[str, Any]]) -> dict[Key, list[float | None]]:
+    """For each kind of model the greatest logit of its layers with a variant, by seed; None where they have none.
+
+    Args:
+        rows: of `pretrain`.
+    """
+    most = []
+    for row in rows:
+        names = place(row["variant"], row["placement"], len(row["logits"]))
+        own = [x for x, name in zip(row["logits"], names, strict=True) if name == row["variant"] and x is not None]
+        most.append({**row, "greatest": max(own, default=None)})
+    return _by_kind(most, "greatest")
 
 
 def _by_kind(rows: list[dict[str, Any]], what: str) -> dict[Key, list[Any]]:
@@ -74,13 +93,15 @@ def _by_kind(rows: list[dict[str, Any]], what: str) -> dict[Key, list[Any]]:
     return found
 
 
-def _claims(losses: dict[Key, list[Any]], skipped: dict[Key, list[Any]]) -> list[Claim]:
+def _claims(losses: dict[Key, list[Any]], skipped: dict[Key, list[Any]], great: dict[Key, list[Any]]) -> list[Claim]:
     base = losses.get(("standard", "uniform"))
     pick = {k: np.asarray(v) for k, v in losses.items()}
     best = [pick[v, "uniform"] for v in FIXED if (v, "uniform") in pick]
     alone = [v for v in PAPER if (v, "uniform") in pick and (v, "hybrid") in pick]
     others = [pick[k] for k in pick if k[1] == "hybrid" and k[0] != "mlp"]
     gap: dict[str, tuple[Any, float, str]] = {}
+    both = [great.get(("non_approximate", placement), []) for placement in ("uniform", "hybrid")]
+    worst = [min(np.log10(u / 1_000), np.log10(10 / h)) for u, h in zip(*both, strict=False)]
     if base is not None and ("mlp", "uniform") in pick:
         gap["mixing"] = (pick["mlp", "uniform"] - base, 0.0, "no mixing less standard, nats")
     if best and ("approximate", "uniform") in pick:
@@ -105,6 +126,8 @@ def _claims(losses: dict[Key, list[Any]], skipped: dict[Key, list[Any]]) -> list
         # a nat is called a collapse: perplexity grows by a factor of e
         least = np.min([np.asarray(v) - np.asarray(losses[k]) for k, v in skipped.items()], 0)
         gap["training"] = (least, 1.0, "hybrid without its layers less whole, nats: the least over hybrids")
+    if worst:
+        gap["logits"] = (worst, 0.0, "decades: the lesser of uniform's greatest over 1,000 and 10 over the hybrid's")
     found = [_claim(spec, gap.get(spec.name)) for spec in CARD.claims if spec.name != "abilities"]
     if any(c.name == "mixing" and c.holds for c in found):
         return found
@@ -133,7 +156,7 @@ def _empty(claim: Claim) -> Claim:
 
 
 def _tables(
-    rows: list[dict[str, Any]], losses: dict[Key, list[Any]], skipped: dict[Key, list[Any]]
+    rows: list[dict[str, Any]], losses: dict[Key, list[Any]], skipped: dict[Key, list[Any]], great: dict[Key, list[Any]]
 ) -> dict[str, list[dict[str, Any]]]:
     weights = {k: v[0] for k, v in _by_kind(rows, "weights").items()}
     table = []
@@ -147,10 +170,16 @@ def _tables(
              "paper: WikiText perplexity, 500M": None if column is None else PAPER[variant][column],
              "loss without variant layers": None if left is None else float(np.mean(left)),
              "paper: without": PAPER[variant][2] if placement == "hybrid" else None,
+             "greatest logit": None if variant == "mlp" else float(np.mean(great[variant, placement])),
              "weights": weights[variant, placement]}
         )  # fmt: skip
     plain = ("variant", "placement", "seed", "loss", "skipped", "weights")
-    return {"losses": table, "trainings": [{name: row[name] for name in plain} for row in rows]}
+    each_layer = [
+        {**{name: row[name] for name in plain[:3]}, "layer": number, "greatest logit": value}
+        for row in rows for number, value in enumerate(row["logits"], 1)
+    ]  # fmt: skip
+    trainings = [{name: row[name] for name in plain} for row in rows]
+    return {"losses": table, "trainings": trainings, "logits": each_layer}
 
 
 def _figures(rows: list[dict[str, Any]], losses: dict[Key, list[Any]], skipped: dict[Key, list[Any]]) -> list[Any]:

@@ -96,7 +96,7 @@ def run(
                 key = {"variant": variant, "placement": placement, "seed": number, "size": size, **how}
                 folder = None if keep is None or size in ("tiny", "small") else store.path("training", key, "")
                 make = partial(pretrain, variant, placement, size, number, checkpoint_dir=folder, **how)
-                rows.append(store.get("pretraining", key, make))
+                rows.append(store.get("language model", key, make))
                 tick()
     if wanted:
         cells = _cells(store, numbers, wanted, size, device, progress)
