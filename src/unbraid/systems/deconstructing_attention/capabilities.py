@@ -62,8 +62,9 @@ CELLS = tuple(
         ("random", "hybrid", "copy", "solved"), ("random", "hybrid", "key first", "solved"),
     )
 )  # fmt: skip
-# the rest of the matrix; who cannot bind is given as long as those who are slow to. Pooling by keys alone does not say where a token is: copying stays partial, and its hybrid of
-# two layers has no neighbour to hand on, as that of no mixing has none; with four layers, two standard ones bind
+# The rest of the matrix; who cannot bind is given as long as those who are slow to. Pooling by keys alone does not say
+# where a token is: copying stays partial, and its hybrid of two layers has no neighbour to hand on, as that of no
+# mixing has none; with four layers, two standard ones bind.
 MORE = (
     Cell("standard", "uniform", "value first", "solved", *LONG),
     Cell("mlp", "uniform", "value first", "chance"),
