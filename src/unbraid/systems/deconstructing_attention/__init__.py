@@ -55,6 +55,7 @@ _HOME = {
     "DeconstructedAttention": "swapping",
     "deconstruct": "swapping",
     "convert": "converting",
+    "search": "searching",
     "restore": "swapping",
     "skip": "swapping",
     "load": "swapping",

@@ -81,12 +81,12 @@ def convert(
     Reference:
         arXiv 2510.11602 trains its variants from the start; this is a use of them of our own.
     """
-    train, held = _parted(texts, int(_vocabulary(model)))
-    before = _said(model, held, batch)
+    train, held = parted(texts, model)
+    before = loss_of(model, held, batch)
     deconstruct(model, variants, seed=seed, tokens=tokens, longest=longest, joint=joint)
     try:
-        students = _students(model)
-        put_in, errors = _said(model, held, batch), _errors(model, students, held, batch)
+        students = students_of(model, own=True)
+        put_in, errors = loss_of(model, held, batch), _errors(model, students, held, batch)
 
         def drawn(number: int, generator: torch.Generator) -> Tensor:
             return train[torch.randint(len(train), (batch,), generator=generator)]
@@ -103,7 +103,7 @@ def convert(
                 scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda s: _rate(s, steps)),
             )  # fmt: skip
         after = _errors(model, students, held, batch)
-        losses = {"as it was": before, "variants put in": put_in, "converted": _said(model, held, batch)}
+        losses = {"as it was": before, "variants put in": put_in, "converted": loss_of(model, held, batch)}
     except BaseException:
         restore(model)
         raise
@@ -119,13 +119,18 @@ def _rate(step: int, steps: int) -> float:
     return (step + 1) / warm if step < warm else max(0.0, (steps - step) / max(1, steps - warm))
 
 
-def _vocabulary(model: nn.Module) -> int:
+def parted(texts: Tensor, model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Texts to train on and texts held out.
+
+    Args:
+        texts: [count, N] tokens.
+        model: whose tokens they must be.
+
+    Raises:
+        UnbraidError: they are not, or too few.
+    """
     config: Any = vars(model).get("config")
-    return 0 if config is None else getattr(config, "vocab_size", 0)
-
-
-def _parted(texts: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """Texts to train on and texts held out."""
+    vocabulary = 0 if config is None else getattr(config, "vocab_size", 0)
     if not isinstance(texts, Tensor) or texts.ndim != 2 or texts.is_floating_point() or texts.shape[1] < 2:
         said = f"{list(texts.shape)} of {texts.dtype}" if isinstance(texts, Tensor) else type(texts).__name__
         raise UnbraidError(f"texts is {said}; give a tensor of tokens, [texts, at least 2].")
@@ -137,17 +142,25 @@ def _parted(texts: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
     return texts[:cut], texts[cut:]
 
 
-def _students(model: nn.Module) -> dict[int, nn.Module]:
-    """The variants by number of their layer, with weights of their own."""
+def students_of(model: nn.Module, own: bool = False) -> dict[int, nn.Module]:
+    """The variants by number of their layer, from 0.
+
+    Args:
+        model: deconstructed.
+        own: give them weights of their own, copies of those they share with attention.
+
+    Raises:
+        UnbraidError: all layers are standard.
+    """
     found: dict[int, nn.Module] = {}
     layers: Any = model.get_submodule("model.layers")
     for number, layer in enumerate(layers):
-        own = layer.self_attn
-        if isinstance(own, Mixer):
-            for name, child in list(own.named_children()):
-                own.add_module(name, copy.deepcopy(child))
-        if isinstance(own, Mixer | NoMixing):
-            found[number] = own
+        module = layer.self_attn
+        if own and isinstance(module, Mixer):
+            for name, child in list(module.named_children()):
+                module.add_module(name, copy.deepcopy(child))
+        if isinstance(module, Mixer | NoMixing):
+            found[number] = module
     if not found:
         raise UnbraidError("all layers are standard; name a variant for at least one.")
     return found
@@ -190,8 +203,14 @@ def _beside(students: dict[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
             hook.remove()
 
 
-def _said(model: nn.Module, texts: Tensor, batch: int) -> float:
-    """Loss in nats per token."""
+def loss_of(model: nn.Module, texts: Tensor, batch: int) -> float:
+    """Loss in nats per token.
+
+    Args:
+        model: a causal language model.
+        texts: [count, N] tokens.
+        batch: texts at once.
+    """
     with looking(model):
         parts = texts.split(batch)
         return sum(float(language_loss(model, part)) * len(part) for part in parts) / len(texts)
@@ -207,6 +226,30 @@ def _errors(model: Any, students: dict[int, nn.Module], texts: Tensor, batch: in
             for number, error in found.items():
                 total[number] += float(error) * len(part) / len(texts)
     return total
+
+
+def read(name: str, length: int, count: int, device: str | None, progress: bool | None) -> tuple[Any, Tensor, Tensor]:
+    """A model of the zoo, [count, length] tokens of the book that ships with Python, and [length] more of it.
+
+    Args:
+        name: as for `zoo.load`.
+        length: tokens of a text.
+        count: texts.
+        device: of the model.
+        progress: show bars.
+
+    Raises:
+        UnbraidError: it is no causal language model that can be deconstructed.
+    """
+    from unbraid import zoo
+    from unbraid.data.text import stream
+
+    loaded: Any = zoo.load(name, device=device, progress=progress)
+    checked(loaded.model)
+    if loaded.tokenizer is None:
+        raise UnbraidError(f"{name} has no tokenizer; give a causal language model.")
+    texts = stream(loaded.tokenizer, length * count)[0].reshape(count, length)
+    return loaded.model, texts, stream(loaded.tokenizer, length, length * count)[0]
 
 
 def converted(
@@ -229,23 +272,15 @@ def converted(
     Returns:
         For each its variant, placement, seed, layers and losses.
     """
-    from unbraid import zoo
     from unbraid.core.progress import bar
-    from unbraid.data.text import stream
 
-    loaded: Any = zoo.load(name, device=device, progress=progress)
-    model = loaded.model
-    _, base = checked(model)
-    if loaded.tokenizer is None:
-        raise UnbraidError(f"{name} has no tokenizer; give a causal language model.")
-    texts = stream(loaded.tokenizer, length * count)[0].reshape(count, length)
-    fixed = stream(loaded.tokenizer, length, length * count)[0]
+    model, texts, fixed = read(name, length, count, device, progress)
     rows = []
     with bar(progress, "Conversions", len(kinds) * len(numbers)) as tick:
         for seed, (variant, placement) in product(numbers, kinds):
 
             def make(variant: str = variant, placement: str = placement, seed: int = seed) -> dict[str, Any]:
-                names = place(variant, placement, len(base.layers))
+                names = place(variant, placement, len(model.model.layers))
                 found = convert(
                     model, names, texts, steps=steps, batch=4, seed=seed, tokens=fixed, longest=length, device=device,
                     progress=False,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from unbraid.core.figures import Bars, Lines
+from unbraid.core.heatmap import HeatMap
 from unbraid.core.result import Claim, Result
 from unbraid.core.series import Series
 from unbraid.metrics.intervals import over
@@ -26,8 +27,8 @@ Key = tuple[str, str]
 
 
 def make_result(
-    rows: list[dict[str, Any]], cells: list[dict[str, Any]], turned: list[dict[str, Any]], given: dict[str, Any],
-    seconds: float, read_back: int,
+    rows: list[dict[str, Any]], cells: list[dict[str, Any]], turned: list[dict[str, Any]], sought: list[dict[str, Any]],
+    given: dict[str, Any], seconds: float, read_back: int,
 ) -> Result:  # fmt: skip
     """The page of a study.
 
@@ -35,6 +36,7 @@ def make_result(
         rows: of `pretrain`.
         cells: of `capabilities.train`, with what was predicted.
         turned: of `converting.converted`.
+        sought: of `searching.searched`.
         given: parameters of the run.
         seconds: it took.
         read_back: pieces found finished.
@@ -63,11 +65,18 @@ def make_result(
         **({"abilities": matrix(cells)} if cells else {}),
         **(_tables(rows, losses, skipped, great) if rows else {}),
     }
+    if sought:
+        notes.append(
+            f"Search in {given['model']}: each variant is trained in all layers; then each layer takes each variant "
+            "alone on half of the held-out texts, and layers take their cheapest one after another on the other half. "
+            "The paper places variants by hand."
+        )
     tables |= {"conversion": conversions(turned)} if turned else {}
+    tables |= {"costs of layers": costs(sought), "layers in order": orders(sought)} if sought else {}
     return Result(
         "deconstructing_attention", "Language models with attention taken apart", params=given,
-        claims=[*_claims(losses, skipped, great), ability(cells)],
-        tables=tables, figures=[*picture(cells), *_figures(rows, losses, skipped), *_turned(turned)],
+        claims=[*_claims(losses, skipped, great), ability(cells)] if rows or cells else [],
+        tables=tables, figures=[*picture(cells), *_figures(rows, losses, skipped), *_turned(turned), *_sought(sought)],
         notes=notes, lead="figures", meta={"seed": given["seed"], "seconds": seconds, "pieces_read_back": read_back},
     )  # fmt: skip
 
@@ -251,4 +260,59 @@ def _turned(turned: list[dict[str, Any]]) -> list[Any]:
              horizontal=True),
         Lines("How near each converted layer comes", lines, "layer", "squared error over what attention gave",
               "Held-out text; 0 is attention's own output, 1 as wrong as zero."),
+    ]  # fmt: skip
+
+
+def costs(sought: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each layer costs as each variant alone, in nats per token: mean, least and greatest over seeds.
+
+    Args:
+        sought: of `searching.searched`.
+    """
+    found: dict[tuple[int, str], list[float]] = {}
+    for row in sought:
+        for cost in row["costs"]:
+            found.setdefault((cost["layer"], cost["variant"]), []).append(cost["cost"])
+    return [
+        {"layer": layer, "variant": variant, "cost": float(np.mean(x)), "least": min(x), "greatest": max(x)}
+        for (layer, variant), x in found.items()
+    ]
+
+
+def orders(sought: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Nats per token lost by so many layers with a variant, in each order: mean, least and greatest over seeds.
+
+    Args:
+        sought: of `searching.searched`.
+    """
+    found: dict[tuple[str, int], list[float]] = {}
+    for row in sought:
+        for point in row["curve"]:
+            found.setdefault((point["order"], point["layers"]), []).append(point["lost"])
+    return [
+        {"order": order, "layers": layers, "lost": float(np.mean(x)), "least": min(x), "greatest": max(x)}
+        for (order, layers), x in found.items()
+    ]
+
+
+def _sought(sought: list[dict[str, Any]]) -> list[Any]:
+    if not sought:
+        return []
+    each, points = costs(sought), orders(sought)
+    variants = list(dict.fromkeys(row["variant"] for row in each))
+    layers = sorted({row["layer"] for row in each})
+    at = {(row["layer"], row["variant"]): row["cost"] for row in each}
+    lines = [
+        Series(
+            name, [p["layers"] for p in points if p["order"] == name], [p["lost"] for p in points if p["order"] == name]
+        )
+        for name in dict.fromkeys(p["order"] for p in points)
+    ]
+    return [
+        Lines("What layers cost together", lines, "layers with their cheapest variant", "nats per token lost",
+              "Held-out text that the order was not chosen on. The cheapest first should lie lowest."),
+        HeatMap("What each layer costs alone", [[at[n, v] for v in variants] for n in layers],
+                [f"layer {n}" for n in layers], variants, "variant", "",
+                "Nats per token lost where this layer alone has the variant, trained to give what its attention gave.",
+                scale="sequential"),
     ]  # fmt: skip

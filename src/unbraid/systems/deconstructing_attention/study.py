@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from unbraid.core.result import Result
     from unbraid.systems.deconstructing_attention.capabilities import Cell
 
-PARTS = ("losses", "abilities", "matrix", "conversion")
+PARTS = ("losses", "abilities", "matrix", "conversion", "search")
 LARGE = ("70m", "160m", "paper", "1.7b")
 CONVERSION = {"tiny": (2, 16, 20), "small": (150, 128, 400)}  # steps, tokens of a text, texts
 
@@ -57,9 +57,11 @@ def run(
         keep: Folder for finished pieces; a run that is started again with it goes on where it stopped.
         parts: Out of losses (the language models), abilities (small models trained on probes that a variant can or
             cannot solve by its definition, half a minute each; size tiny takes three steps of them), matrix (the same
-            with all variants on all probes: half an hour a seed) and conversion (a trained model's attention turned
-            into variants, some minutes each).
-        model: Of the part conversion: a name of the zoo, a hub id or a folder, of a Llama, Qwen2, Qwen3 or Mistral.
+            with all variants on all probes: half an hour a seed), conversion (a trained model's attention turned
+            into variants, some minutes each) and search (which layers of a trained model can do with which variant: a
+            training of each variant, then a reading of the model for every layer and variant).
+        model: Of the parts conversion and search: a name of the zoo, a hub id or a folder, of a Llama, Qwen2, Qwen3 or
+            Mistral.
         seed: First of the seeds.
         progress: Show progress on stderr; by default when that is a terminal.
 
@@ -79,7 +81,7 @@ def run(
         check_device(device)
     whole = "matrix" in parts
     wanted = chosen(variants, placements, whole) if whole or "abilities" in parts else []
-    if not wanted and not {"losses", "conversion"} & set(parts):
+    if not wanted and not {"losses", "conversion", "search"} & set(parts):
         raise UnbraidError(
             f"no probe has a prediction for {', '.join(variants)} placed {', '.join(placements)}: abilities has "
             "standard, mlp, random and static; the part matrix has all variants, uniform and hybrid."
@@ -100,14 +102,25 @@ def run(
                 tick()
     if wanted:
         cells = _cells(store, numbers, wanted, size, device, progress)
-    turned = []
-    if "conversion" in parts:
-        from unbraid.systems.deconstructing_attention.converting import converted
+    turned, sought = _of_a_trained_model(
+        model, variants, placements, parts, numbers, steps, size, device, store, progress
+    )
+    return make_result(rows, cells, turned, sought, given, time.perf_counter() - start, store.read_back)
 
-        some = [(v, p) for v in variants for p in placements if v != "standard"]
-        total, length, count = CONVERSION["tiny" if size == "tiny" else "small"]
-        turned = converted(model, some, numbers, steps or total, length, count, device, store, progress)
-    return make_result(rows, cells, turned, given, time.perf_counter() - start, store.read_back)
+
+def _of_a_trained_model(
+    model: str, variants: Sequence[str], placements: Sequence[str], parts: Sequence[str], numbers: range,
+    steps: int | None, size: str, device: str | None, store: Pieces, progress: bool | None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
+    """Conversions and searches, as far as they are among the parts."""
+    from unbraid.systems.deconstructing_attention.converting import converted
+    from unbraid.systems.deconstructing_attention.searching import searched
+
+    trained, length, count = CONVERSION["tiny" if size == "tiny" else "small"]
+    how = (numbers, steps or trained, length, count, device, store, progress)
+    tried = [v for v in variants if v != "standard"]
+    turned = converted(model, list(product(tried, placements)), *how) if "conversion" in parts else []
+    return turned, searched(model, tried, *how) if "search" in parts else []
 
 
 def _cells(
