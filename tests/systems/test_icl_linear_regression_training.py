@@ -245,3 +245,12 @@ def test_the_study_runs_goes_on_and_says_what_it_did_not_test(tmp_path):
     one = run(parts=("heads",), heads=(1,), steps=2, side_steps=2, batch=4, sequences=100, seeds=1, progress=False)
     assert all(c.holds is None for c in one.claims)
     assert result.to_html()
+
+
+def test_without_one_head_there_is_nothing_to_compare_several_with():
+    held = {
+        c.name: (c.holds, c.note)
+        for c in run(parts=("heads",), heads=(2, 3), seeds=2, steps=2, sequences=200, progress=False).claims
+    }
+    assert held["same predictor"][0] is None
+    assert "was not trained" in held["same predictor"][1]

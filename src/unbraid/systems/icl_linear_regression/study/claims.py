@@ -48,6 +48,8 @@ class Claims:
         holds = None if interval is None or judge is None else bool(judge(*interval))
         if interval is None and judge is not None:
             note += "; fewer than two values, so no interval"
+        if comparator is None and holds is not None:
+            holds, note = None, f"{note}; not tested: what it is compared with was not trained"
         self._made[name] = Claim(
             name, spec.statement, spec.source, spec.paper, mean, comparator, holds, note, interval, len(each) or None
         )
