@@ -12,6 +12,7 @@ from unbraid.core.errors import UnbraidError
 from unbraid.systems.deconstructing_attention.mixing import BLOCK
 from unbraid.systems.deconstructing_attention.modules import Mixer, NoMixing
 from unbraid.systems.deconstructing_attention.streams import Streams
+from unbraid.systems.deconstructing_attention.swapping import checked
 
 
 def indicators(attention: Tensor, near: int = 4) -> dict[str, float]:
@@ -58,7 +59,7 @@ def maps(model: nn.Module, input_ids: Tensor) -> list[Tensor]:
         [H, L, L] for each layer; of "mlp", the identity of one head.
 
     Raises:
-        UnbraidError: there is more than one text.
+        UnbraidError: there is more than one text, or the model is of another kind.
     """
     if input_ids.ndim != 2 or len(input_ids) != 1:
         raise UnbraidError(f"input_ids has shape {list(input_ids.shape)}; maps are of one text, [1, tokens].")
@@ -91,7 +92,7 @@ def logits(model: nn.Module, input_ids: Tensor, block: int = BLOCK) -> list[floa
         with the query of its own place; None of "mlp", which has none.
 
     Raises:
-        UnbraidError: the texts are not [B, L], or block is below 1.
+        UnbraidError: the texts are not [B, L], block is below 1, or the model is of another kind.
 
     Reference:
         arXiv 2510.11602: beyond 1,000 in the last layers of uniform "non_approximate", below 10 when interleaved.
@@ -122,7 +123,9 @@ def logits(model: nn.Module, input_ids: Tensor, block: int = BLOCK) -> list[floa
 
 def _visit(model: nn.Module, input_ids: Tensor, note: Callable[[Mixer | None, Tensor, Tensor], None]) -> None:
     """One pass, in which every layer's queries and keys are noted; None for a layer without any."""
-    layers: Any = model.get_submodule("model").get_submodule("layers")
+    if "model.deconstruction" not in dict(model.named_modules()):
+        checked(model)
+    layers: Any = model.get_submodule("model.layers")
 
     def look(layer: Any) -> Any:
         own = layer.self_attn

@@ -156,6 +156,8 @@ def check(
         if isinstance(listed, str) or unknown or not listed or len(set(listed)) < len(listed):
             said = listed if isinstance(listed, str) else ", ".join(listed) or "empty"
             raise UnbraidError(f"{what} is {said}; choose from {', '.join(known)}, each once.")
+    if set(variants) == {"standard"} and {"conversion", "search"} & set(parts):
+        raise UnbraidError("variants is standard alone; give one that is to take its place.")
     for name, value in {"seeds": seeds, "steps": 1 if steps is None else steps}.items():
         if value < 1:
             raise UnbraidError(f"{name} is {value}; it must be at least 1.")
