@@ -118,6 +118,16 @@ def test_models_of_more_layers_have_rows_of_their_own():
     ]  # fmt: skip
 
 
+def test_who_rests_on_the_plateau_is_trained_longer_once():
+    cell = capabilities.Cell("static", "hybrid", "value first", "solved", *capabilities.LONG)
+    more = capabilities.longer(cell, 0.38)
+    assert more == cell._replace(steps=2_500, batch=128)
+    assert capabilities.longer(more, 0.38) is None
+    assert capabilities.longer(cell, 0.99) is None
+    assert capabilities.longer(cell, 0.6) is None
+    assert capabilities.longer(cell._replace(predicted="bag"), 0.38) is None
+
+
 def test_the_probes_run_alone_and_resume(tmp_path):
     given = {"size": "tiny", "seeds": 1, "keep": tmp_path, "progress": False, "parts": ["abilities"]}
     first = run(**given, variants=["mlp", "random"])

@@ -190,6 +190,20 @@ def as_predicted(accuracy: float, predicted: str) -> bool:
     }[predicted]  # fmt: skip
 
 
+def longer(cell: Cell, accuracy: float) -> Cell | None:
+    """The same with the longest training, where one that should solve its probe rests on the bag's plateau; else None.
+
+    Args:
+        cell: what was trained.
+        accuracy: what it came to.
+
+    Reference:
+        the method sheet: train to 1,500 to 2,500 times 128 texts before calling it a failure.
+    """
+    rests = cell.predicted == "solved" and as_predicted(accuracy, "bag") and STEPS <= cell.steps < LONGER[1]
+    return cell._replace(steps=LONGER[1], batch=LONGER[2]) if rests else None
+
+
 def chosen(variants: Sequence[str], placements: Sequence[str], whole: bool = False) -> list[Cell]:
     """The configurations with a prediction among those asked for; the standard model counts as placed anyhow.
 

@@ -128,14 +128,18 @@ def _cells(
 ) -> list[dict[str, Any]]:
     """Probes of the configurations with a prediction; at size tiny a few steps, which show that it runs."""
     from unbraid.core.progress import bar
-    from unbraid.systems.deconstructing_attention.capabilities import train
+    from unbraid.systems.deconstructing_attention.capabilities import longer, train
+
+    def made(cell: Cell, number: int) -> dict[str, Any]:
+        key = {k: v for k, v in cell._asdict().items() if k != "predicted"} | {"seed": number}
+        return {**store.get("probe", key, partial(train, cell, number, device)), "predicted": cell.predicted}
 
     rows = []
     with bar(progress, "Probes", len(numbers) * len(wanted)) as tick:
         for number, cell in product(numbers, wanted):
-            made = cell._replace(steps=3) if size == "tiny" else cell
-            key = {k: v for k, v in made._asdict().items() if k != "predicted"} | {"seed": number}
-            rows.append({**store.get("probe", key, partial(train, made, number, device)), "predicted": made.predicted})
+            row = made(cell._replace(steps=3) if size == "tiny" else cell, number)
+            more = longer(cell, row["accuracy"]) if size != "tiny" else None
+            rows.append(row if more is None else made(more, number))
             tick()
     return rows
 
