@@ -89,6 +89,7 @@ def test_the_claim_counts_every_seed_and_names_what_is_not_as_predicted():
 def test_the_grid_shows_the_table():
     table, (figure,) = matrix(made()), picture(made())
     assert len(table) == 12
+    assert {row["texts"] for row in table} == {800 * 64}
     assert figure.columns == capabilities.PROBES
     at = figure.rows.index("static, uniform")
     assert figure.values[at] == (1.0, 1.0, 0.5)

@@ -30,13 +30,17 @@ def measured(cells: list[dict[str, Any]]) -> dict[Key, list[tuple[float, bool]]]
     found: dict[Key, list[tuple[float, bool]]] = {}
     for row in cells:
         whole = as_predicted(row["accuracy"], row["predicted"])
-        placed = row["placement"] if row["layers"] == LAYERS else f"{row['placement']}, {row['layers']} layers"
-        at = (row["variant"], placed, row["probe"])
+        at = _at(row)
         found.setdefault((*at, row["predicted"]), []).append((row["accuracy"], whole))
         if row["skipped"] is not None and row["probe"] != "copy" and row["predicted"] == "solved" and whole:
             left = as_predicted(row["skipped"], "left")
             found.setdefault((at[0], f"{at[1]}, skipped", at[2], "left"), []).append((row["skipped"], left))
     return found
+
+
+def _at(row: dict[str, Any]) -> tuple[str, str, str]:
+    placed = row["placement"] if row["layers"] == LAYERS else f"{row['placement']}, {row['layers']} layers"
+    return row["variant"], placed, row["probe"]
 
 
 def ability(cells: list[dict[str, Any]]) -> Claim:
@@ -75,15 +79,19 @@ def ability(cells: list[dict[str, Any]]) -> Claim:
 
 
 def matrix(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Accuracy of each configuration at each probe: mean, least and greatest over seeds.
+    """Accuracy of each configuration at each probe: mean, least and greatest over seeds, and texts trained on at most.
 
     Args:
         cells: see `measured`.
     """
+    texts: dict[tuple[str, str, str], int] = {}
+    for row in cells:
+        texts[_at(row)] = max(texts.get(_at(row), 0), row["steps"] * row["batch"])
     return [
         {"variant": v, "placement": p, "probe": probe, "predicted": LEVELS[predicted],
          "accuracy": float(np.mean([x for x, _ in each])), "least": min(x for x, _ in each),
-         "greatest": max(x for x, _ in each), "as predicted": sum(ok for _, ok in each), "seeds": len(each)}
+         "greatest": max(x for x, _ in each), "as predicted": sum(ok for _, ok in each), "seeds": len(each),
+         "texts": texts[v, p.removesuffix(", skipped"), probe]}
         for (v, p, probe, predicted), each in measured(cells).items()
     ]  # fmt: skip
 
