@@ -103,14 +103,25 @@ studies: $(VENV)/.dev
 		--out results/deberta/small-$$(date +%Y%m%d-%H%M%S)
 	@$(BIN)/unbraid run deconstructing_attention --parts matrix --seeds 3 --keep runs/studies/deconstructing \
 		--out results/deconstructing_attention/matrix-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run deconstructing_attention --parts losses --steps 3000 --seeds 3 \
+		--keep runs/studies/deconstructing --out results/deconstructing_attention/small-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run deconstructing_attention --parts losses --steps 3000 --seeds 3 --base qwen3 \
+		--variants standard,non_approximate --keep runs/studies/deconstructing \
+		--out results/deconstructing_attention/qwen3-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run deconstructing_attention --parts conversion --steps 100 --seeds 2 --placements hybrid \
+		--variants approximate,non_approximate,random,static,mlp --keep runs/studies/deconstructing \
+		--out results/deconstructing_attention/conversion-$$(date +%Y%m%d-%H%M%S)
 	@$(BIN)/unbraid run icl_linear_regression --parts theory,heads,lengths,anisotropic,multitask,activations \
 		--heads 1,2,3,4,8 --seeds 5 --steps 24000 --side-steps 9000 --keep runs/studies/icl_linear_regression \
 		--out results/icl_linear_regression/small-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run icl_linear_regression --parts theory,heads,lengths --heads 1,2,3,4 --seeds 3 --steps 500000 \
+		--side-steps 9000 --keep runs/studies/icl_linear_regression \
+		--out results/icl_linear_regression/full-$$(date +%Y%m%d-%H%M%S)
 	@$(BIN)/unbraid run random_feature_attention --seeds 5 --parts exact,curves,keys,mixing,degrees,frozen \
 		--keep runs/studies/random_feature_attention \
 		--out results/random_feature_attention/small-$$(date +%Y%m%d-%H%M%S)
 	@$(BIN)/unbraid run random_feature_attention --size full --seeds 3 --parts curves --heads 1000 \
-		--sizes 200,500,1000,2000,5000 --keep runs/studies/random_feature_attention-full \
+		--sizes 200,500,1000,2000,5000,10000 --keep runs/studies/random_feature_attention-full \
 		--out results/random_feature_attention/full-$$(date +%Y%m%d-%H%M%S)
 
 # the versions of a fresh environment; every extra is resolved, those that tests do not need are not installed
