@@ -36,3 +36,13 @@ def test_bad_input(change, told):
     given = {"title": "m", "values": [[1, 2], [3, 4]], "rows": ["a", "b"], "columns": ["c", "d"]}
     with pytest.raises(UnbraidError, match=told):
         HeatMap(**{**given, **change})
+
+
+def test_names_of_rows_are_whole_where_columns_leave_room():
+    name = "non_approximate, hybrid, 4 layers, skipped"
+    few, many = (
+        Result("a", "t", figures=[HeatMap("m", [[1.0] * n], [name], map(str, range(n)))]).to_html() for n in (3, 20)
+    )
+    assert f">{name}<" in few
+    assert f">{name}<" not in many
+    assert f"{name[:17]}…" in many

@@ -13,7 +13,8 @@ from unbraid.core.show import show
 
 WIDTH, TALLEST, WIDEST = 480, 26.0, 64.0
 CHARACTER = 7.0
-LONGEST = 18
+LONGEST, ROOMY = 18, 44  # characters of a name; of a row's where few columns leave room
+CELL = 40.0  # a width at which cells are easy to tell apart
 
 
 def heatmap(figure: HeatMap, limits: Limits, alt: str) -> tuple[Markup, str]:
@@ -29,13 +30,15 @@ def heatmap(figure: HeatMap, limits: Limits, alt: str) -> tuple[Markup, str]:
     return el("div", scale.bar(""), grid), note
 
 
-def _short(name: str, limits: Limits) -> str:
+def _short(name: str, limits: Limits, longest: int = LONGEST) -> str:
     name = clip(name, limits)
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+    return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def _grid(figure: HeatMap, scale: Scale, shown: int, limits: Limits, alt: str) -> Markup:
-    rows = [_short(name, limits) for name in figure.rows[:shown]]
+    left_over = int((WIDTH - CELL * len(figure.columns)) / CHARACTER)
+    longest = min(ROOMY, max(LONGEST, left_over))
+    rows = [_short(name, limits, longest) for name in figure.rows[:shown]]
     columns = [_short(name, limits) for name in figure.columns]
     left = 14 + CHARACTER * max(map(len, rows))
     wide = min(WIDEST, (WIDTH - left - 8) / len(columns))

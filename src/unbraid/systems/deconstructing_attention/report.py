@@ -140,7 +140,7 @@ def _claims(losses: dict[Key, list[Any]], skipped: dict[Key, list[Any]], great: 
     found = [_claim(spec, gap.get(spec.name)) for spec in CARD.claims if spec.name != "abilities"]
     if any(c.name == "mixing" and c.holds for c in found):
         return found
-    return [_empty(c) if c.name == "sequence" else c for c in found]
+    return [_empty(c) if c.name == "sequence" and c.measured is not None else c for c in found]
 
 
 def _claim(spec: Any, gap: tuple[Any, float, str] | None) -> Claim:
