@@ -269,14 +269,7 @@ def costs(sought: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Args:
         sought: of `searching.searched`.
     """
-    found: dict[tuple[int, str], list[float]] = {}
-    for row in sought:
-        for cost in row["costs"]:
-            found.setdefault((cost["layer"], cost["variant"]), []).append(cost["cost"])
-    return [
-        {"layer": layer, "variant": variant, "cost": float(np.mean(x)), "least": min(x), "greatest": max(x)}
-        for (layer, variant), x in found.items()
-    ]
+    return _over_seeds([x for row in sought for x in row["costs"]], ("layer", "variant"), "cost")
 
 
 def orders(sought: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -285,13 +278,16 @@ def orders(sought: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Args:
         sought: of `searching.searched`.
     """
-    found: dict[tuple[str, int], list[float]] = {}
-    for row in sought:
-        for point in row["curve"]:
-            found.setdefault((point["order"], point["layers"]), []).append(point["lost"])
+    return _over_seeds([x for row in sought for x in row["curve"]], ("order", "layers"), "lost")
+
+
+def _over_seeds(rows: list[dict[str, Any]], names: tuple[str, str], what: str) -> list[dict[str, Any]]:
+    found: dict[tuple[Any, Any], list[float]] = {}
+    for row in rows:
+        found.setdefault((row[names[0]], row[names[1]]), []).append(row[what])
     return [
-        {"order": order, "layers": layers, "lost": float(np.mean(x)), "least": min(x), "greatest": max(x)}
-        for (order, layers), x in found.items()
+        {**dict(zip(names, at, strict=True)), what: float(np.mean(x)), "least": min(x), "greatest": max(x)}
+        for at, x in found.items()
     ]
 
 
