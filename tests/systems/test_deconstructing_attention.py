@@ -23,7 +23,7 @@ from unbraid.systems.deconstructing_attention import (
     variants_of,
 )
 from unbraid.systems.deconstructing_attention.placement import VARIANTS
-from unbraid.systems.deconstructing_attention.report import greatest
+from unbraid.systems.deconstructing_attention.report import greatest, make_result
 
 SIZE = {
     "vocab_size": 50, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -311,6 +311,13 @@ def test_logits_out_of_bounds_are_counted_in_layers_with_the_variant_alone():
         ("non_approximate", "uniform"): [2_000.0] * 2, ("non_approximate", "hybrid"): [5.0] * 2
     }  # fmt: skip
     assert greatest([{**wide[0], "variant": "mlp", "logits": [None, None]}]) == {("mlp", "uniform"): [None]}
+    more = {"loss": 3.0, "losses": [3.0], "skipped": None, "weights": 1, "steps": [1]}
+    given = {"base": "llama", "seed": 0}
+    page = make_result([{**r, **more} for r in wide + bound], [], [], [], given, 0.0, 0)
+    claim = next(c for c in page.claims if c.name == "logits")
+    assert claim.holds
+    assert claim.measured == pytest.approx(0.30103)  # uniform at 2,000, hybrid at 5: both twice as far as need be
+    assert any("Logits beyond 1,000 in non_approximate, uniform" in note for note in page.notes)
 
 
 def test_the_study_has_a_base_that_norms_queries_and_keys():
