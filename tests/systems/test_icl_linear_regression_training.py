@@ -17,6 +17,7 @@ from unbraid.systems.icl_linear_regression.patterns import report
 from unbraid.systems.icl_linear_regression.projection import Reduced, from_reduced, to_reduced
 from unbraid.systems.icl_linear_regression.reading import per_head, read_circuits
 from unbraid.systems.icl_linear_regression.sampling import Regression
+from unbraid.systems.icl_linear_regression.study.claims import Claims, _limits
 from unbraid.systems.icl_linear_regression.study.study import PARTS, run
 
 
@@ -254,3 +255,19 @@ def test_without_one_head_there_is_nothing_to_compare_several_with():
     }
     assert held["same predictor"][0] is None
     assert "was not trained" in held["same predictor"][1]
+
+
+@pytest.mark.parametrize(
+    ("gamma", "steps", "held"), [(0.125, 500_000, True), (0.11, 500_000, False), (0.13, 499_999, None)]
+)
+def test_the_limits_are_judged_after_the_papers_steps(gamma, steps, held):
+    claims = Claims()
+    rows = [
+        {"heads": h, "seed": s, "gamma": gamma + s * 1e-4, "step": 2 * gamma * 3.4}
+        for h in (1, 2, 3, 4)
+        for s in (0, 1)
+    ]
+    _limits(claims, rows, steps)
+    claim = next(c for c in claims.all() if c.name == "limits")
+    assert claim.holds is held
+    assert claim.measured == pytest.approx(max(abs(gamma / 0.13 - 1), 1 - 3.4 / 3.5), abs=2e-3)
