@@ -259,6 +259,14 @@ def test_axes_hold_their_values_and_have_ticks(low, width, log):
     assert len({text for _, text in ticks}) == len(ticks) or width < abs(low) * 1e-4, "ticks can be told apart"
 
 
+def test_long_numbers_at_the_end_stay_inside_the_drawing():
+    page = Result("a", "t", figures=[Lines("m", [Series("", [0, 500_000], [1, 2])], "step", "loss")]).to_html()
+    found = re.search(r"<text([^>]*)>500,000</text>", page)
+    assert found
+    at = float(re.search(r' x="([\d.]+)"', found[1])[1])
+    assert at + 3.5 * len("500,000") <= 480
+
+
 def test_lines_have_gaps_where_values_are_missing():
     text = Result("a", "t", figures=[Lines("l", [Series("s", [1, 2, 3, 4, 5], [1, 2, None, 3, 4])])]).to_html()
     [path] = re.findall(r'<path d="([^"]+)" class="line', text)

@@ -10,6 +10,7 @@ from unbraid.core.show import show
 
 WIDTH, HEIGHT = 480, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 466, 34, 252
+HALF = 3.6  # of a character's width
 COLOURS = 6
 MARKERS = ("circle", "square", "triangle", "diamond", "down", "cross")
 _SHAPES = {
@@ -66,7 +67,8 @@ def frame(x: Axis, y: Axis, x_label: str, y_label: str, x_ticks: list[tuple[floa
         parts.append(el("text", text, x=LEFT - 7, y=at, cls="tick end middle"))
     for value, text in x_ticks:
         parts.append(el("line", x1=x(value), x2=x(value), y1=BOTTOM, y2=BOTTOM + 4, cls="axis"))
-        parts.append(el("text", text, x=x(value), y=BOTTOM + 18, cls="tick centre"))
+        inside = min(x(value), round(WIDTH - HALF * len(text), 1))  # a long last number would reach beyond the drawing
+        parts.append(el("text", text, x=inside, y=BOTTOM + 18, cls="tick centre"))
     parts.append(el("line", x1=LEFT, x2=RIGHT, y1=BOTTOM, y2=BOTTOM, cls="axis"))
     if y_label:
         parts.append(el("text", y_label, x=4, y=15, cls="label"))
