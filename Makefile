@@ -126,6 +126,9 @@ studies: $(VENV)/.dev
 	@$(BIN)/unbraid run random_feature_attention --size full --seeds 2 --parts curves --heads 1000 \
 		--sizes 200,500,1000,2000,5000,10000,20000 --keep runs/studies/random_feature_attention-full \
 		--out results/random_feature_attention/full-20000-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/unbraid run random_feature_attention --size full --seeds 3 --parts curves --heads 250,1000,4000,20000 \
+		--sizes 2000 --models RFA,BRFA --keep runs/studies/random_feature_attention-full \
+		--out results/random_feature_attention/heads-$$(date +%Y%m%d-%H%M%S)
 
 # the versions of a fresh environment; every extra is resolved, those that tests do not need are not installed
 constraints:
