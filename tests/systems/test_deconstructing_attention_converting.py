@@ -126,7 +126,7 @@ def test_a_plan_takes_the_cheapest_layers_that_fit():
         for n, v, c in [(1, "mlp", 0.5), (1, "static", 0.2), (2, "mlp", 0.1), (2, "static", 0.3), (3, "static", 0.4)]
     ]
     curve = [{"order": ORDERS[0], "layers": k, "lost": x} for k, x in [(1, 0.1), (2, 0.3), (3, 0.9)]]
-    found = Search(costs, curve, 3.0, cheapest(costs)[0])
+    found = Search(costs, curve, 3.0)
     assert found.plan(0.5) == ["static", "mlp", "standard"]
     assert found.plan(0.15) == ["standard", "mlp", "standard"]
 

@@ -37,13 +37,16 @@ class Search:
         curve: for each of `ORDERS` and number of layers with a variant, the nats per token lost by all of them; of
             "any order" the mean over shuffles.
         before: nats per token of the model as it was, on the half for orders.
-        picked: the variant of every layer, the cheapest of those tried.
     """
 
     costs: list[dict[str, Any]]
     curve: list[dict[str, Any]]
     before: float
-    picked: list[str]
+
+    @property
+    def picked(self) -> list[str]:
+        """The variant of every layer, the cheapest of those tried."""
+        return cheapest(self.costs)[0]
 
     def plan(self, most: float) -> list[str]:
         """One variant for each layer, for `convert`: as many layers as cost `most` nats together, cheapest first.
@@ -57,11 +60,8 @@ class Search:
         fits = [row["layers"] for row in self.curve if row["order"] == ORDERS[0] and row["lost"] <= most]
         if not fits:
             raise UnbraidError(f"most is {most}; the cheapest layer alone costs more.")
-        taken = self._order()[: max(fits)]
-        return [name if number in taken else "standard" for number, name in enumerate(self.picked)]
-
-    def _order(self) -> list[int]:
-        return cheapest(self.costs)[1]
+        picked, order = cheapest(self.costs)
+        return [name if number in order[: max(fits)] else "standard" for number, name in enumerate(picked)]
 
 
 def cheapest(costs: list[dict[str, Any]]) -> tuple[list[str], list[int]]:
@@ -164,7 +164,7 @@ def search(
                 found.append(lost({i: picked[i] for i in one[:k]}, for_orders, before))
                 tick()
             curve.append({"order": name, "layers": k, "lost": sum(found) / len(found)})
-    return Search(costs, curve, before, picked)
+    return Search(costs, curve, before)
 
 
 def _checked(model: nn.Module, variants: Sequence[str], texts: Tensor, every: int, shuffles: int) -> Tensor:
